@@ -1,0 +1,79 @@
+"""Random prompts for training, and the held-out ones that training never draws."""
+
+from __future__ import annotations
+
+import random
+
+from .prompts import GRADIENT, TASKS, Background, Prompt
+from .vocabulary import BACKGROUND_COLOURS, COLOURABLE, COUNTS, HUES, KINDS, RELATIONS
+
+# the harder the task, the more often it is shown
+TASK_SHARES = {"single": 13, "two": 18, "count": 17, "colour": 12, "position": 20, "attribution": 20}
+STYLE_SHARES = {"plain": 50, "gradient": 40, "textured": 10}
+BACKGROUND_SAID = 0.7  # how often a training prompt mentions the background
+HELD_OUT_PAIRS = 17  # one ordered pair of kinds in this many is held out
+HELD_OUT_HUES = 13
+
+
+def held_out_pair(first: str, second: str) -> bool:
+    """Whether training never shows these two kinds, in this order, as two things or a position."""
+    return (KINDS.index(first) * 7 + KINDS.index(second) * 3) % HELD_OUT_PAIRS == 0
+
+
+def held_out_hue(kind: str, hue: str) -> bool:
+    """Whether training never shows this kind in this hue, alone or as the first of two."""
+    return (KINDS.index(kind) * 5 + HUES.index(hue) * 3) % HELD_OUT_HUES == 0
+
+
+def random_prompt(rng: random.Random, *, held_out: bool = False, task: str | None = None) -> Prompt:
+    """A prompt of the training set or, with ``held_out``, of a combination that training never shows.
+
+    Singles and counts have no combination to hold out: for these, the two sets are the same.
+
+    Args:
+        rng: the only source of randomness.
+        held_out: which set to draw from; a held-out prompt always mentions its background.
+        task: one of :data:`~examples.emojivar.prompts.TASKS`; by default drawn by :data:`TASK_SHARES`.
+    """
+    task = task or rng.choices(list(TASK_SHARES), list(TASK_SHARES.values()))[0]
+    background = random_background(rng) if held_out or rng.random() < BACKGROUND_SAID else None
+    while True:  # both sets are large; a few draws find a member
+        prompt = _scene(rng, task, background)
+        if not _can_be_held_out(prompt) or _is_held_out(prompt) == held_out:
+            return prompt
+
+
+def held_out_prompts(count: int, seed: int = 0, task: str | None = None) -> list[Prompt]:
+    """``count`` different held-out prompts, the six tasks in turn or all of ``task``; equal for equal seeds."""
+    rng = random.Random(seed)
+    found: dict[Prompt, None] = {}
+    while len(found) < count:
+        found.setdefault(random_prompt(rng, held_out=True, task=task or TASKS[len(found) % len(TASKS)]))
+    return list(found)
+
+
+def random_background(rng: random.Random) -> Background:
+    """A background of a random style and colours."""
+    style = rng.choices(list(STYLE_SHARES), list(STYLE_SHARES.values()))[0]
+    colours = rng.sample(list(BACKGROUND_COLOURS), 2 if style == GRADIENT else 1)
+    return Background(style, tuple(colours))
+
+
+def _scene(rng: random.Random, task: str, background: Background | None) -> Prompt:
+    coloured = task in ("colour", "attribution")
+    objects = 2 if task in ("two", "position", "attribution") else 1
+    kinds = tuple(rng.sample(COLOURABLE if coloured else KINDS, objects))
+    hues = tuple(rng.choices(HUES, k=objects)) if coloured else ()
+    count = rng.choice(list(COUNTS.values())) if task == "count" else 1
+    relation = rng.choice(RELATIONS) if task == "position" else None
+    return Prompt(task, kinds, hues, count, relation, background)
+
+
+def _can_be_held_out(prompt: Prompt) -> bool:
+    return prompt.task not in ("single", "count")
+
+
+def _is_held_out(prompt: Prompt) -> bool:
+    if prompt.hues:
+        return held_out_hue(prompt.kinds[0], prompt.hues[0])
+    return held_out_pair(*prompt.kinds)

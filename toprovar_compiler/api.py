@@ -1,0 +1,98 @@
+"""The public functions: compile, restore, summary, reset, kept_tokens."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
+
+from toprovar_compiler.compiled_model import CompiledModel, compiled
+from toprovar_compiler.errors import UnsupportedModelError
+from toprovar_compiler.options import parse_options
+from toprovar_compiler.registry import REGISTRY
+from toprovar_compiler.summary import Summary
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def compile(model: Model, **options: Any) -> Model:
+    """Compile the repeated transformer blocks of ``model`` in place; :func:`restore` undoes it.
+
+    Compilation happens at the first generation. A second call changes the options and starts new counts;
+    what was compiled is used again.
+
+    Args:
+        model: any VAR-style model; its source and its weights are untouched.
+        **options: see :class:`~toprovar_compiler.options.Options`.
+
+    Returns:
+        The same object.
+
+    Raises:
+        OptionError: unknown option, or a value out of range or outside the model's schedule.
+        UnsupportedModelError: ``model`` has no repeated transformer blocks.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(
+            f"requires a torch.nn.Module, got {type(model).__name__}; for a method use "
+            "torch.compile(model.method, backend='toprovar')"
+        )
+    compiled(_inner(model), parse_options(options)).attach()
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Undo :func:`compile`: the model runs eagerly again. Returns the same object; its counts stay.
+
+    Raises:
+        UnsupportedModelError: the model is not compiled.
+    """
+    _find(model).detach()
+    del REGISTRY.models[_inner(model)]
+    return model
+
+
+def summary(model: nn.Module | None = None) -> Summary:
+    """What was computed and what was skipped: of ``model``, or of everything since the last :func:`reset`.
+
+    Raises:
+        UnsupportedModelError: the model is not compiled.
+    """
+    if model is None:
+        return Summary(REGISTRY.counters())
+    session = _find(model).session
+    session.finish()
+    return Summary((session.counters,))
+
+
+def reset() -> None:
+    """Set all counts to zero."""
+    REGISTRY.reset()
+
+
+def kept_tokens(model: nn.Module) -> dict[int, Tensor]:
+    """The share of layers that computed each token, at every pruned scale of the last generation.
+
+    Returns:
+        scale -> [samples, N] float in [0, 1], tokens in row-major order of the scale's grid.
+
+    Raises:
+        UnsupportedModelError: the model is not compiled.
+    """
+    return _find(model).session.kept_tokens()
+
+
+def _find(model: nn.Module) -> CompiledModel:
+    found = REGISTRY.models.get(_inner(model))
+    if found is None:
+        raise UnsupportedModelError(
+            f"requires a compiled model, got a {type(model).__name__} that is not; "
+            "call toprovar_compiler.compile first"
+        )
+    return found
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    inner: nn.Module = model._orig_mod if isinstance(model, OptimizedModule) else model
+    return inner

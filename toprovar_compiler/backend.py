@@ -1,0 +1,84 @@
+"""The Dynamo backend: graph in, runtime out; what cannot be rewritten runs as plain Inductor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import fx
+
+from toprovar_compiler import dynamo_entry
+from toprovar_compiler.capture import capture, needs_gradients
+from toprovar_compiler.errors import NoAttentionError, UnsupportedGraphError
+from toprovar_compiler.graph_runtime import GraphRuntime
+from toprovar_compiler.options import parse_options
+from toprovar_compiler.registry import REGISTRY
+from toprovar_compiler.session import Session
+from toprovar_compiler.variants import COMPILE_LOCK, Compiled, compile_here
+
+
+class Backend:
+    """A ``torch.compile`` backend bound to one session; pass it as ``backend=`` to compile with it."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.__name__ = "toprovar"
+
+    def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
+        self.session.graph_compiled()
+        with COMPILE_LOCK:
+            try:
+                if needs_gradients(gm):
+                    raise UnsupportedGraphError(
+                        "needs gradients: toprovar is for inference, use torch.no_grad()"
+                    )
+                captured = capture(gm)
+            except UnsupportedGraphError as error:
+                return self._unsupported(compile_here(gm, example_inputs), error)
+            dense = compile_here(captured, example_inputs)
+            try:
+                return GraphRuntime(captured, dense, self)
+            except UnsupportedGraphError as error:
+                return self._unsupported(dense, error)
+
+    def _unsupported(self, compiled: Compiled, error: UnsupportedGraphError) -> Compiled:
+        """The graph as plain Inductor has it, its reason counted; under ``strict`` its call raises.
+
+        Raised from the call, because Dynamo would wrap what a backend raises. Glue code without attention
+        is no reason to refuse a program: under ``strict`` the check for zero effect covers it.
+        """
+        if self.session.options.strict and not isinstance(error, NoAttentionError):
+            return _refusal(error)
+        self.session.note(str(error))
+        return compiled
+
+
+def _refusal(error: UnsupportedGraphError) -> Compiled:
+    def refuse(*arguments: Any) -> Sequence[Any]:
+        raise UnsupportedGraphError(f"strict=True, and a graph cannot be pruned: {error}")
+
+    return refuse
+
+
+def toprovar_backend(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    **unknown: Any,
+) -> Compiled:
+    """Entry point of the group ``torch_dynamo_backends``.
+
+    ``torch.compile`` reaches this function only where :mod:`toprovar_compiler.dynamo_entry` did not take
+    over (a torch whose internals differ): each graph then has a session of its own.
+
+    Raises:
+        OptionError: an option is unknown or out of range.
+    """
+    parsed = parse_options({**(options or {}), **unknown})
+    session = Session("torch.compile graph", parsed, schedule=None)
+    REGISTRY.add(session)
+    return Backend(session)(gm, example_inputs)
+
+
+dynamo_entry.install()

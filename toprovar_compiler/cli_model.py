@@ -1,0 +1,119 @@
+"""Loads the model that a command works on, given as ``module:function``, and paints with it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toprovar_compiler.errors import MissingDependencyError, OptionError, UnsupportedModelError
+
+DEFAULT_MODEL = "examples.emojivar:load"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PICTURE_DIMENSIONS = 4
+_COLOURS = 3
+
+
+def load_model(reference: str, device: str, dtype: str | None) -> nn.Module:
+    """Call ``function(device=..., dtype=...)`` of ``module``; the working directory is on the import path.
+
+    Args:
+        reference: ``module:function``. The module returned must have ``generate(prompts, seed=...)``, which
+            gives pictures [B, 3, H, W] in [0, 1].
+        device: "cpu", "cuda", "cuda:1", ..., or "auto": a GPU if torch sees one.
+        dtype: a key of :data:`DTYPES`; None: float32 on a CPU, else bfloat16.
+
+    Raises:
+        OptionError: malformed reference or device.
+        MissingDependencyError: the module needs a package that is not installed.
+        UnsupportedModelError: there is no such module or function, it failed, or it gave something else.
+    """
+    chosen = choose_device(device)
+    if dtype is None:
+        dtype = "float32" if chosen.type == "cpu" else "bfloat16"
+    load = _find_function(reference)
+    try:
+        model = load(device=chosen, dtype=DTYPES[dtype])
+    except Exception as error:
+        raise UnsupportedModelError(f"model {reference} failed to load: {error}") from error
+    if not isinstance(model, nn.Module) or not callable(getattr(model, "generate", None)):
+        raise UnsupportedModelError(
+            f"model {reference} requires a function that returns a torch.nn.Module with a method "
+            f"generate(prompts, seed=...), got {type(model).__name__}; pass another --model"
+        )
+    return model
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name, "auto" resolved.
+
+    Raises:
+        OptionError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise OptionError(f"--device requires auto, cpu or cuda, got {name!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise OptionError(
+            f"--device {name} requires a CUDA device that torch {torch.__version__} can use, got "
+            f"{torch.cuda.device_count()} of them; use --device cpu, and see 'toprovar doctor'"
+        )
+    return device
+
+
+def paint(model: nn.Module, prompts: Sequence[str], seed: int) -> Tensor:
+    """Pictures [B, 3, H, W] in [0, 1] of the prompts.
+
+    Raises:
+        UnsupportedModelError: the model gives something else.
+    """
+    generate: Callable[..., Any] = model.generate
+    pictures = generate(list(prompts), seed=seed)
+    if (
+        not isinstance(pictures, Tensor)
+        or pictures.dim() != _PICTURE_DIMENSIONS
+        or pictures.shape[1] != _COLOURS
+    ):
+        got = tuple(pictures.shape) if isinstance(pictures, Tensor) else type(pictures).__name__
+        raise UnsupportedModelError(
+            f"generate(prompts, seed=...) requires to give pictures [B, 3, H, W], got {got}; "
+            "let the function of --model wrap it"
+        )
+    return pictures
+
+
+def _find_function(reference: str) -> Callable[..., Any]:
+    module_name, colon, function_name = reference.partition(":")
+    if not (module_name and colon and function_name):
+        raise OptionError(f"--model requires module:function, got {reference!r}; e.g. {DEFAULT_MODEL}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            raise UnsupportedModelError(
+                f"requires the module {module_name!r} of --model, got none from {here} or the installed "
+                "packages; run from a checkout of the repository, or pass --model module:function"
+            ) from error
+        raise MissingDependencyError(
+            f"model {reference} requires the package {error.name!r}, got none; install it "
+            "(the examples' own come with: pip install 'toprovar-compiler[examples]')"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise UnsupportedModelError(
+            f"requires a function {function_name!r} in the module {module_name!r}, got none; "
+            "pass another --model module:function"
+        )
+    found: Callable[..., Any] = function
+    return found

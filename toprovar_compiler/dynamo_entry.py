@@ -1,0 +1,111 @@
+"""Makes ``torch.compile(..., backend="toprovar")`` compile the repeated blocks.
+
+VAR models generate in a method that is not ``forward``. Plain Dynamo captures nothing of
+``torch.compile(model).generate(...)``, and unrolls the scales of ``torch.compile(model.generate)`` into one
+graph of constant sizes. So where a module, or a method of one, is compiled with our backend, its repeated
+blocks are compiled instead, for the time of each call; everything else, and the original module, runs as it
+did. A function that belongs to no module is compiled by Dynamo as usual.
+
+``torch.compile`` looks the backend up (which imports this package) and then calls a Dynamo context with
+the module or function: that call is what :func:`install` wraps.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch._dynamo.eval_frame import OptimizeContext, OptimizedModule
+
+from toprovar_compiler.errors import UnsupportedModelError
+from toprovar_compiler.options import Options, parse_options
+from toprovar_compiler.registry import REGISTRY
+from toprovar_compiler.session import Session
+
+if TYPE_CHECKING:
+    from toprovar_compiler.compiled_model import CompiledModel
+
+_WRAPPED = "_toprovar_original"
+
+
+class ToprovarModule(OptimizedModule):
+    """What ``torch.compile(module, backend="toprovar")`` returns.
+
+    Every method of the module, ``forward`` too, runs with the blocks compiled; attributes are the module's.
+    """
+
+    _opt_mod_attributes = OptimizedModule._opt_mod_attributes | {"_toprovar_compiled"}
+
+    def __init__(self, module: nn.Module, context: Any, compiled_model: CompiledModel) -> None:
+        super().__init__(module, context)
+        object.__setattr__(self, "_toprovar_compiled", compiled_model)
+        self.forward = _while_active(compiled_model, module.__call__)
+
+    def __getattr__(self, name: str) -> Any:
+        found = super().__getattr__(name)
+        inner = self.__dict__.get("_orig_mod") or self._modules.get("_orig_mod")
+        if isinstance(found, types.MethodType) and found.__self__ is inner:
+            return _while_active(self.__dict__["_toprovar_compiled"], found)
+        return found
+
+
+def install() -> None:
+    """Wrap Dynamo's entry once; a second call changes nothing."""
+    original = OptimizeContext.__call__
+    if hasattr(original, _WRAPPED):
+        return
+
+    @functools.wraps(original)
+    def call(context: Any, fn: Any) -> Any:
+        options = _our_options(context)
+        return original(context, fn) if options is None else _compile(original, context, fn, options)
+
+    setattr(call, _WRAPPED, original)
+    # setattr, because assigning to a method is what mypy rightly forbids everywhere else
+    setattr(OptimizeContext, "__call__", call)  # noqa: B010
+
+
+def _our_options(context: Any) -> Options | None:
+    """The validated options if the context leads to the backend named "toprovar", else None."""
+    from toprovar_compiler.backend import toprovar_backend
+
+    inner = context.callback
+    while hasattr(inner, "_torchdynamo_orig_backend"):
+        inner = inner._torchdynamo_orig_backend
+    if getattr(inner, "compiler_fn", inner) is not toprovar_backend:
+        return None
+    given = dict(getattr(inner, "kwargs", {}))
+    return parse_options({**(given.pop("options", None) or {}), **given})
+
+
+def _compile(original: Callable[..., Any], context: Any, fn: Any, options: Options) -> Any:
+    from toprovar_compiler.backend import Backend
+    from toprovar_compiler.compiled_model import compiled
+
+    module = fn if isinstance(fn, nn.Module) else getattr(fn, "__self__", None)
+    if isinstance(module, nn.Module):
+        try:
+            compiled_model = compiled(module, options)
+        except UnsupportedModelError:
+            if options.strict or options.blocks is not None:
+                raise
+        else:
+            if isinstance(fn, nn.Module):
+                return ToprovarModule(fn, context, compiled_model)
+            return _while_active(compiled_model, fn)
+    session = Session(getattr(fn, "__qualname__", type(fn).__name__), options, schedule=None)
+    REGISTRY.add(session)
+    return torch.compile(fn, backend=Backend(session), dynamic=context._dynamic, fullgraph=context.fullgraph)
+
+
+def _while_active(compiled_model: CompiledModel, method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with compiled_model.active():
+            return method(*args, **kwargs)
+
+    return call

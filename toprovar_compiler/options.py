@@ -1,0 +1,157 @@
+"""The options of the compiler: typed, validated, and unknown names refused."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Real
+from typing import Any, Literal, get_args
+
+from toprovar_compiler.errors import OptionError
+from toprovar_compiler.passes.prune_tokens import PrunedKeys
+
+PolicyName = Literal["toprovar", "dense"]
+EntropySourceName = Literal["layer-mean", "same-layer", "last-full-layer"]
+RestorationName = Literal["scale-exit", "bypass", "cached-update"]
+
+DEFAULT_KEEP_RATIO = 0.3
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of :func:`toprovar_compiler.compile` and of ``torch.compile(..., options={...})``.
+
+    Attributes:
+        policy: "toprovar" prunes; "dense" runs every token (attention and all else as plain Inductor).
+        start_scale: first scale, counted from 0, that may be pruned. None: the last three scales if the
+            model states its schedule, else from the first scale of at least 256 tokens.
+        keep_ratio: fraction of tokens kept in a pruned block, in (0, 1]; a number, or one per scale (its
+            entries before ``start_scale`` have no effect).
+        strict: raise where pruning was due but could not be done, instead of counting a fallback.
+        calibration: reserved for calibration files, which this version does not read.
+        entropy_source: which entropy map ranks the tokens of a scale: the mean over layers of the previous
+            scale's z-scored maps, the same layer's map of the previous scale, or the map of the last layer
+            that ran in full at this scale.
+        restoration: what a pruned token becomes: "scale-exit" (pruned in every layer, contributes a zero
+            residual code), "bypass" (the residual stream passes through) or "cached-update" (gets the
+            layer's update of the previous scale, resized).
+        pruned_keys: whether keys and values of pruned tokens are "absent" from the cache or "computed".
+        layer_budgets: one number in [0, 1] per layer: 1 = Detail layer, pruned to ``keep_ratio``; 0 = Global
+            layer, runs in full (R of eq. 4). Not with "scale-exit", which prunes all layers alike.
+        guidance_rows: how many batch rows belong to one sample (2 under classifier-free guidance, stacked
+            [all conditional rows, all unconditional rows]). None: seen from the residual codes, else 1.
+        blocks: dotted name of the module list that holds the repeated blocks. None: found.
+    """
+
+    policy: PolicyName = "toprovar"
+    start_scale: int | None = None
+    keep_ratio: float | Sequence[float] | None = None
+    strict: bool = False
+    calibration: str | None = None
+    entropy_source: EntropySourceName = "layer-mean"
+    restoration: RestorationName = "scale-exit"
+    pruned_keys: PrunedKeys = "absent"
+    layer_budgets: Sequence[float] | None = None
+    guidance_rows: int | None = None
+    blocks: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("policy", self.policy, get_args(PolicyName))
+        _check_choice("entropy_source", self.entropy_source, get_args(EntropySourceName))
+        _check_choice("restoration", self.restoration, get_args(RestorationName))
+        _check_choice("pruned_keys", self.pruned_keys, get_args(PrunedKeys))
+        _check_count("start_scale", self.start_scale, least=0)
+        _check_count("guidance_rows", self.guidance_rows, least=1)
+        if not isinstance(self.strict, bool):
+            raise OptionError(f"strict requires True or False, got {self.strict!r}")
+        if self.blocks is not None and not isinstance(self.blocks, str):
+            raise OptionError(f"blocks requires a dotted module name or None, got {self.blocks!r}")
+        if self.calibration is not None:
+            raise OptionError(
+                f"calibration={self.calibration!r}: this version reads no calibration files; "
+                "leave it None and set start_scale and keep_ratio"
+            )
+        self._check_ratios()
+
+    def _check_ratios(self) -> None:
+        for position, ratio in _numbered("keep_ratio", self.keep_ratio):
+            if not 0.0 < ratio <= 1.0:
+                raise OptionError(f"keep_ratio{position} requires a number in (0, 1], got {ratio}")
+        if isinstance(self.layer_budgets, Real):
+            raise OptionError(f"layer_budgets requires one number per layer, got {self.layer_budgets!r}")
+        for position, budget in _numbered("layer_budgets", self.layer_budgets):
+            if not 0.0 <= budget <= 1.0:
+                raise OptionError(f"layer_budgets{position} requires a number in [0, 1], got {budget}")
+        if self.restoration == "scale-exit":
+            if self.layer_budgets is not None:
+                raise OptionError(
+                    "layer_budgets requires restoration='bypass' or 'cached-update', got 'scale-exit', which "
+                    "prunes a token in all layers alike; drop one of the two"
+                )
+            if self.entropy_source != "layer-mean":
+                raise OptionError(
+                    f"restoration='scale-exit' requires entropy_source='layer-mean', "
+                    f"got {self.entropy_source!r}: "
+                    "its one choice per scale is made before the scale's first layer runs"
+                )
+
+    def keep_ratio_at(self, scale: int) -> float:
+        """The fraction of tokens kept at a scale that may be pruned.
+
+        Raises:
+            OptionError: ``keep_ratio`` has one number per scale, but none for this one.
+        """
+        if self.keep_ratio is None:
+            return DEFAULT_KEEP_RATIO
+        if not isinstance(self.keep_ratio, Sequence):
+            return float(self.keep_ratio)
+        if scale >= len(self.keep_ratio):
+            raise OptionError(
+                f"keep_ratio requires one number per scale, got {len(self.keep_ratio)} for a model that runs "
+                f"scale {scale}; give one number, or one for each scale"
+            )
+        return float(self.keep_ratio[scale])
+
+
+def parse_options(given: Mapping[str, Any]) -> Options:
+    """Options from keywords.
+
+    Raises:
+        OptionError: an unknown name (with the nearest known one), a wrong type, a value out of range.
+    """
+    known = [field.name for field in fields(Options)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise OptionError(f"unknown option {name!r}; {hint}known options are {', '.join(known)}")
+    return Options(**given)
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise OptionError(f"{name} requires one of {listed}, got {value!r}")
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise OptionError(f"{name} requires a whole number of at least {least} or None, got {value!r}")
+
+
+def _numbered(name: str, value: object) -> list[tuple[str, float]]:
+    """The numbers in an option with their places in it; refuses what is not a finite number."""
+    if value is None:
+        return []
+    single = isinstance(value, Real)
+    items = [value] if single else value
+    if isinstance(items, (str, bytes)) or not isinstance(items, Sequence) or not items:
+        raise OptionError(f"{name} requires a number or a sequence of numbers, got {value!r}")
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, Real) or not math.isfinite(item):
+            raise OptionError(f"{name} requires finite numbers, got {item!r}")
+    return [("" if single else f"[{i}]", float(item)) for i, item in enumerate(items)]

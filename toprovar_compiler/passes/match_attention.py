@@ -1,0 +1,185 @@
+"""Finds the attention over the token stream, hand-written or fused, and marks it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from toprovar_compiler.errors import UnsupportedGraphError
+from toprovar_compiler.passes.attention import SDPA, read_attention
+from toprovar_compiler.passes.base import source_uuid
+from toprovar_compiler.passes.graph_tools import aten, calls, value_of
+from toprovar_compiler.passes.token_axis import find_source
+from toprovar_compiler.passes.token_rules import argument
+
+MARK = "toprovar_attention"
+
+_SOFTMAX = (aten.softmax.int, aten._softmax.default)
+_MATMUL = (aten.matmul.default, aten.bmm.default)
+_PASS_THROUGH = (aten._to_copy.default, aten.clone.default, aten.dropout.default, aten.to.dtype)
+
+
+@dataclass(frozen=True)
+class AttentionMark:
+    """Left in ``node.meta[MARK]``: the dtype that attention computes in (autocast's, if it rules)."""
+
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class _HandWritten:
+    """The parts of ``softmax(q @ k.mT * scale + bias) @ v``."""
+
+    query: fx.Node
+    key: fx.Node
+    value: fx.Node
+    bias: fx.Node | None
+    keep: fx.Node | None
+    scale: float
+    result: fx.Node
+
+
+class MatchAttention:
+    """Rewrites hand-written attention to SDPA, and marks SDPA over the token stream.
+
+    Before::
+
+        s = matmul(q, transpose(k, -2, -1)) * scale + bias
+        y = matmul(softmax(s, -1), v)
+
+    After::
+
+        y = scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)     # meta: AttentionMark
+
+    Left alone: a softmax over another dimension, a score matrix that something else reads too, dropout in
+    training mode, operands that are not 4-D, and attention whose keys are not the stream's.
+    """
+
+    name = "match-attention"
+
+    def uuid(self) -> str:
+        return source_uuid(self)
+
+    def __call__(self, gm: fx.GraphModule) -> int:
+        """Rewrite ``gm``; returns how many attentions over the stream are marked.
+
+        Raises:
+            UnsupportedGraphError: the graph has no attention over a residual stream.
+        """
+        for softmax in calls(gm.graph, *_SOFTMAX):
+            found = _read_hand_written(softmax)
+            if found is not None:
+                _replace(gm.graph, found)
+        gm.graph.eliminate_dead_code()
+        _, own = find_source(gm.graph)
+        for attention in own:
+            if attention.dropout or attention.causal:
+                raise UnsupportedGraphError("attention over the tokens is causal or drops at random")
+            attention.node.meta[MARK] = AttentionMark(value_of(attention.node).dtype)
+        return len(own)
+
+
+def _single_use(node: fx.Node) -> bool:
+    return len(node.users) == 1
+
+
+def _read_hand_written(softmax: fx.Node) -> _HandWritten | None:
+    scores = softmax.args[0]
+    rank = value_of(softmax).dim()
+    if int(argument(softmax, "dim")) % rank != rank - 1 or rank != 4 or not isinstance(scores, fx.Node):
+        return None
+    result = _product_with_values(softmax)
+    if result is None:
+        return None
+    bias = keep = None
+    scores = _skip_casts(scores)
+    if scores is not None and scores.target is aten.add.Tensor and argument(scores, "alpha", 1) == 1:
+        scores, bias = _split_bias(scores)
+    elif scores is not None and scores.target is aten.masked_fill.Scalar:
+        if argument(scores, "value") != -math.inf:
+            return None
+        keep = argument(scores, "mask")
+        scores = _skip_casts(argument(scores, "self"))
+    scale = 1.0
+    while scores is not None and scores.target in (aten.mul.Tensor, aten.div.Tensor):
+        inner, factor = scores.args[0], scores.args[1]
+        if not isinstance(factor, (int, float)):
+            return None
+        scale = scale * factor if scores.target is aten.mul.Tensor else scale / factor
+        scores = _skip_casts(inner)
+    if scores is None or scores.target not in _MATMUL:
+        return None
+    key = _transposed(scores.args[1])
+    if key is None or value_of(scores).dim() != rank:
+        return None
+    return _HandWritten(scores.args[0], key, result.args[1], bias, keep, scale, result)  # type: ignore[arg-type]
+
+
+def _product_with_values(softmax: fx.Node) -> fx.Node | None:
+    node = softmax
+    while _single_use(node):
+        (user,) = node.users
+        if user.target in _PASS_THROUGH and not (
+            user.target is aten.dropout.default and argument(user, "train")
+        ):
+            node = user
+            continue
+        return user if user.target in _MATMUL and user.args[0] is node else None
+    return None
+
+
+def _skip_casts(node: Any) -> fx.Node | None:
+    """Follows casts upwards; None where another reader sees the score matrix."""
+    while isinstance(node, fx.Node) and _single_use(node):
+        if node.target not in (aten._to_copy.default, aten.to.dtype):
+            return node
+        node = node.args[0]
+    return None
+
+
+def _split_bias(added: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
+    for scores, bias in (added.args, added.args[::-1]):
+        inner = _skip_casts(scores)
+        if inner is not None and inner.target in (*_MATMUL, aten.mul.Tensor, aten.div.Tensor):
+            return inner, bias if isinstance(bias, fx.Node) else None
+    return None, None
+
+
+def _transposed(node: Any) -> fx.Node | None:
+    if not isinstance(node, fx.Node):
+        return None
+    if node.target is aten.transpose.int:
+        rank = value_of(node).dim()
+        dims = {int(argument(node, "dim0")) % rank, int(argument(node, "dim1")) % rank}
+        return node.args[0] if dims == {rank - 2, rank - 1} else None  # type: ignore[return-value]
+    if node.target is aten.permute.default and list(argument(node, "dims")) == [0, 1, 3, 2]:
+        return node.args[0]  # type: ignore[return-value]
+    return None
+
+
+def _replace(graph: fx.Graph, found: _HandWritten) -> None:
+    dtype = value_of(found.result).dtype
+    with graph.inserting_before(found.result):
+
+        def as_result(node: fx.Node) -> fx.Node:
+            if value_of(node).dtype == dtype:
+                return node
+            cast = graph.call_function(aten._to_copy.default, (node,), {"dtype": dtype})
+            cast.meta["val"] = value_of(node).to(dtype)
+            return cast
+
+        mask = found.bias
+        if mask is not None:
+            mask = as_result(mask)
+        elif found.keep is not None:
+            mask = graph.call_function(aten.logical_not.default, (found.keep,))
+            mask.meta["val"] = value_of(found.keep).logical_not()
+        operands = (as_result(found.query), as_result(found.key), as_result(found.value))
+        fused = graph.call_function(SDPA, operands, {"attn_mask": mask, "scale": found.scale})
+    fused.meta = dict(found.result.meta)
+    found.result.replace_all_uses_with(fused)
+    read_attention(fused)

@@ -1,0 +1,277 @@
+"""Token typing: which dimension of which value carries the tokens.
+
+The token count is the symbol of the self-attention's query length. One placeholder, the residual stream
+``x`` [B, N, C], brings the tokens in. Every value of a block then is one of
+
+- *free*: its sizes do not mention N (weights, conditions, the prompt, the cache);
+- *shared*: mentions N but does not come from ``x`` (a rope table, an ``arange``): same for all samples;
+- *stream*: comes from ``x``; its token dimension has size N (kind "token"), or N plus the cache's length
+  after the concatenation with the cache (kind "context").
+
+A graph is typed only if every op on the stream is known to act on each token alone, or is attention with
+the stream on its query side. Everything else is refused with a reason: all or nothing for a graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import sympy
+import torch
+from torch import fx
+
+from toprovar_compiler.errors import NoAttentionError, UnsupportedGraphError
+from toprovar_compiler.passes.attention import (
+    SDPA,
+    Attention,
+    find_attention,
+    is_self_attention,
+    read_attention,
+)
+from toprovar_compiler.passes.graph_tools import (
+    ancestors,
+    aten,
+    axes_with,
+    carries,
+    descendants,
+    expr_of,
+    outputs,
+    placeholders,
+    symbols_of,
+    value_of,
+)
+from toprovar_compiler.passes.token_rules import (
+    RESHAPING,
+    argument,
+    first_value,
+    is_pointwise,
+    refuse,
+    track,
+)
+
+Kind = Literal["token", "context"]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Positions of the batch and of the token dimension in a stream value (of each, for a tuple)."""
+
+    batch: int
+    token: int
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """The typed graph: what a pass needs in order to run it on fewer tokens."""
+
+    symbol: sympy.Symbol
+    source: fx.Node
+    result: int
+    axes: dict[fx.Node, Axes]
+    attention: tuple[Attention, ...]
+
+    def is_shared(self, node: fx.Node) -> bool:
+        """Mentions the token count, but does not come from the stream."""
+        return node not in self.axes and carries(node, self.symbol)
+
+
+def find_token_stream(graph: fx.Graph) -> TokenStream:
+    """Type a captured graph.
+
+    Raises:
+        UnsupportedGraphError: with the reason why this graph cannot run on fewer tokens.
+    """
+    source, attention = find_source(graph)
+    symbol = _token_symbol(attention)
+    result = _find_result(graph, source)
+    axes: dict[fx.Node, Axes] = {}
+    if axes_with(value_of(source), symbol) != [1]:
+        raise UnsupportedGraphError("the tokens are not the second dimension of the residual stream")
+    axes[source] = Axes(0, 1, "token")
+    reached = descendants(source)
+    for node in graph.nodes:
+        if node in reached and node is not source:
+            axes[node] = _type_node(node, axes, symbol)
+    stream = TokenStream(symbol, source, result, axes, tuple(attention))
+    _check_outputs(graph, stream)
+    return stream
+
+
+def find_source(graph: fx.Graph) -> tuple[fx.Node, list[Attention]]:
+    """The residual stream's placeholder, and the attention that runs over the stream itself."""
+    everything = find_attention(graph)
+    if not everything:
+        raise NoAttentionError("no attention in this graph")
+    found: dict[fx.Node, list[Attention]] = {}
+    for node in placeholders(graph):
+        value = value_of(node)
+        if not isinstance(value, torch.Tensor) or value.dim() < 3 or not value.is_floating_point():
+            continue
+        own = [a for a in everything if is_self_attention(a, node) and _same_length(a.query, node)]
+        if own and _matching_outputs(graph, node):
+            found[node] = own
+    if len(found) > 1:
+        found = {n: own for n, own in found.items() if _on_residual_path(graph, n)}
+    if not found:
+        raise UnsupportedGraphError(
+            "no residual stream: no input of the shape of an output feeds the attention"
+        )
+    if len(found) > 1:
+        raise UnsupportedGraphError("more than one token stream")
+    return next(iter(found.items()))
+
+
+def _same_length(query: fx.Node, source: fx.Node) -> bool:
+    return bool(expr_of(value_of(query).shape[-2]) == expr_of(value_of(source).shape[1]))
+
+
+def _token_symbol(attention: list[Attention]) -> sympy.Symbol:
+    lengths = {expr_of(value_of(a.query).shape[-2]) for a in attention}
+    if len(lengths) > 1:
+        raise UnsupportedGraphError("attention over more than one token count")
+    (length,) = lengths
+    if not isinstance(length, sympy.Symbol):
+        raise UnsupportedGraphError(f"the token count is constant in this graph ({length})")
+    return length
+
+
+def _matching_outputs(graph: fx.Graph, source: fx.Node) -> list[int]:
+    reached = descendants(source)
+    shape = [expr_of(size) for size in value_of(source).shape]
+    return [
+        position
+        for position, item in enumerate(outputs(graph))
+        if isinstance(item, fx.Node)
+        and item in reached
+        and isinstance(value_of(item), torch.Tensor)
+        and value_of(item).dtype == value_of(source).dtype
+        and [expr_of(size) for size in value_of(item).shape] == shape
+    ]
+
+
+def _find_result(graph: fx.Graph, source: fx.Node) -> int:
+    matching = _matching_outputs(graph, source)
+    if len(matching) != 1:
+        raise UnsupportedGraphError(
+            f"requires one output of the residual stream's shape, got {len(matching)}"
+        )
+    return matching[0]
+
+
+def _on_residual_path(graph: fx.Graph, source: fx.Node) -> bool:
+    """Whether plain additions (and casts) lead from an output of the graph back to ``source``."""
+    stack = [outputs(graph)[position] for position in _matching_outputs(graph, source)]
+    while stack:
+        node = stack.pop()
+        if node is source:
+            return True
+        if node.op == "call_function" and node.target in (aten.add.Tensor, aten._to_copy.default):
+            stack.extend(node.all_input_nodes)
+    return False
+
+
+def _type_node(node: fx.Node, axes: dict[fx.Node, Axes], symbol: sympy.Symbol) -> Axes:
+    operands = [m for m in node.all_input_nodes if m in axes]
+    if node.target is SDPA:
+        return _type_attention(node, axes, symbol)
+    if node.target is aten.cat.default and _joins_tokens(node, operands, axes):
+        return _type_cache(node, operands, axes, symbol)
+    landed = {
+        Axes(track(node, m, axes[m].batch), track(node, m, axes[m].token), axes[m].kind) for m in operands
+    }
+    if len(landed) != 1:
+        raise refuse(node, "brings different dimensions of the stream together")
+    (own,) = landed
+    _check_sizes(node, own, symbol)
+    _check_companions(node, own, operands, symbol)
+    return own
+
+
+def _check_sizes(node: fx.Node, own: Axes, symbol: sympy.Symbol) -> None:
+    value = value_of(node)
+    for item in value if isinstance(value, (tuple, list)) else [value]:
+        if axes_with(item, symbol) != [own.token]:
+            raise refuse(node, "does not keep the tokens in one dimension")
+        rest = sympy.expand(expr_of(item.shape[own.token]) - symbol)
+        if symbol in rest.free_symbols or (own.kind == "token") != (rest == 0):
+            raise refuse(node, "changes the number of tokens")
+
+
+def _check_companions(node: fx.Node, own: Axes, operands: list[fx.Node], symbol: sympy.Symbol) -> None:
+    """Operands beside the stream: sizes may mention N in reshapes only; tensors must fit the token axis."""
+    rank = first_value(node).dim()
+    for other in node.all_input_nodes:
+        value = value_of(other)
+        if isinstance(value, torch.SymInt):
+            if symbol in symbols_of(value) and node.target not in RESHAPING:
+                raise refuse(node, "uses the token count as a number")
+        elif other not in operands and isinstance(value, torch.Tensor):
+            if carries(other, symbol):
+                aligned = is_pointwise(node) or node.target is aten.cat.default
+                place = own.token - rank + value.dim()
+                if own.kind == "context" or not aligned or axes_with(value, symbol) != [place]:
+                    raise refuse(node, "meets a value whose tokens stand in another dimension")
+            elif is_pointwise(node):
+                place = own.token - rank + value.dim()
+                if place >= 0 and expr_of(value.shape[place]) != 1:
+                    raise refuse(node, "meets a value of a fixed number of tokens")
+
+
+def _joins_tokens(node: fx.Node, operands: list[fx.Node], axes: dict[fx.Node, Axes]) -> bool:
+    dim = int(argument(node, "dim", 0)) % value_of(operands[0]).dim()
+    return any(axes[m].token == dim for m in operands)
+
+
+def _type_cache(
+    node: fx.Node, operands: list[fx.Node], axes: dict[fx.Node, Axes], symbol: sympy.Symbol
+) -> Axes:
+    """``cat([cache, new keys])``: attention does not mind the order of keys, so the new ones may be fewer."""
+    others = [m for m in node.all_input_nodes if m not in operands]
+    if len(operands) != 1 or any(carries(m, symbol) for m in others):
+        raise refuse(node, "joins tokens with other tokens")
+    own = axes[operands[0]]
+    return Axes(own.batch, own.token, "context")
+
+
+def _type_attention(node: fx.Node, axes: dict[fx.Node, Axes], symbol: sympy.Symbol) -> Axes:
+    attention = read_attention(node)
+    if attention.query not in axes:
+        raise refuse(node, "attends to the tokens from outside the stream")
+    query = axes[attention.query]
+    rank = value_of(attention.query).dim()
+    if (query.kind, query.token, query.batch) != ("token", rank - 2, 0):
+        raise refuse(node, "requires queries of shape [B, H, N, D]")
+    if attention.causal or attention.dropout:
+        raise refuse(node, "is causal or drops attention at random")
+    over_stream = attention.key in axes
+    if over_stream != (attention.value in axes):
+        raise refuse(node, "takes keys and values from different places")
+    if over_stream and {axes[attention.key].token, axes[attention.value].token} != {rank - 2}:
+        raise refuse(node, "requires keys of shape [B, H, N, D]")
+    if attention.mask is not None:
+        _check_mask(node, attention.mask, over_stream, axes, symbol)
+    return Axes(0, rank - 2, "token")
+
+
+def _check_mask(
+    node: fx.Node, mask: fx.Node, over_stream: bool, axes: dict[fx.Node, Axes], symbol: sympy.Symbol
+) -> None:
+    value = value_of(mask)
+    if mask in axes or (over_stream and expr_of(value.shape[-1]) != 1):
+        raise refuse(node, "has a mask over the keys of the stream, which would no longer fit")
+    if carries(mask, symbol) and axes_with(value, symbol) != [value.dim() - 2]:
+        raise refuse(node, "has a mask whose tokens stand in another dimension")
+
+
+def _check_outputs(graph: fx.Graph, stream: TokenStream) -> None:
+    kept_for_attention = ancestors([n for a in stream.attention for n in (a.key, a.value)])
+    for position, item in enumerate(outputs(graph)):
+        if not isinstance(item, fx.Node) or position == stream.result:
+            continue
+        if isinstance(value_of(item), torch.SymInt) and carries(item, stream.symbol):
+            raise UnsupportedGraphError("returns the token count as a number")
+        own = stream.axes.get(item)
+        if own is not None and own.kind == "token" and item not in kept_for_attention:
+            raise UnsupportedGraphError("returns a second value of the tokens")

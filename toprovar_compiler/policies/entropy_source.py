@@ -1,0 +1,139 @@
+"""Where the entropy that ranks a scale's tokens comes from.
+
+A layer's own entropy at a scale is known only after its attention ran for all tokens, so the ranking
+uses a map that exists already (NOTES: gap 4 of the paper). All maps are means over heads and over the
+first row of each sample (the conditional one under classifier-free guidance), [samples, N] float32.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from toprovar_compiler.policies.base import Step
+from toprovar_compiler.schedule import grid_of
+
+
+class EntropySource(Protocol):
+    """Collects entropy maps of what ran, and ranks the tokens of what is to run."""
+
+    def start_generation(self) -> None: ...
+
+    def scores(self, step: Step) -> Tensor | None:
+        """Entropy map [samples, N] for the step, or None if there is none yet."""
+
+    def observe(self, step: Step, entropy: Tensor, index: Tensor | None) -> None:
+        """Entropy [samples, N], or [samples, K] of the tokens in ``index`` [samples, K]."""
+
+
+def resize(maps: Tensor, tokens: int) -> Tensor | None:
+    """Maps [..., n] on a square grid to [..., tokens] by nearest neighbour; None if a grid is no square."""
+    old, new = grid_of(maps.shape[-1]), grid_of(tokens)
+    if old is None or new is None:
+        return None
+    flat = maps.reshape(1, -1, *old)
+    return interpolate(flat, size=new, mode="nearest").reshape(*maps.shape[:-1], tokens)
+
+
+class _Maps:
+    """Entropy maps [layers, samples, N] of one scale; where only kept tokens ran, laid over an older map."""
+
+    def __init__(self, scale: int, tokens: int) -> None:
+        self.scale, self.tokens = scale, tokens
+        self._entropy: dict[int, Tensor] = {}
+        self._index: dict[int, Tensor | None] = {}
+
+    def add(self, layer: int, entropy: Tensor, index: Tensor | None) -> None:
+        self._entropy[layer], self._index[layer] = entropy, index
+
+    def layer(self, layer: int, older: Tensor | None) -> Tensor | None:
+        if layer not in self._entropy:
+            return None
+        entropy, index = self._entropy[layer], self._index[layer]
+        if index is None:
+            return entropy
+        under = None if older is None else resize(older, self.tokens)
+        return None if under is None else under.scatter(-1, index, entropy)
+
+    def layers(self) -> list[int]:
+        return sorted(self._entropy)
+
+
+class SameLayer:
+    """The same layer's map of the previous scale, resized (NOTES 4a)."""
+
+    def __init__(self) -> None:
+        self.start_generation()
+
+    def start_generation(self) -> None:
+        self._current: _Maps | None = None
+        self._previous: dict[int, Tensor] = {}
+
+    def scores(self, step: Step) -> Tensor | None:
+        self._advance(step)
+        known = self._previous.get(step.layer)
+        return None if known is None else resize(known, step.tokens)
+
+    def observe(self, step: Step, entropy: Tensor, index: Tensor | None) -> None:
+        self._advance(step)
+        if self._current is None:
+            self._current = _Maps(step.scale, step.tokens)
+        self._current.add(step.layer, entropy, index)
+
+    def _advance(self, step: Step) -> None:
+        """At a new scale: complete the maps of the scale that ended."""
+        ended = self._current
+        if ended is None or ended.scale == step.scale:
+            return
+        maps = {layer: ended.layer(layer, self._previous.get(layer)) for layer in ended.layers()}
+        self._previous = {layer: made for layer, made in maps.items() if made is not None}
+        self._current = None
+        self._scale_ended(list(self._previous.values()))
+
+    def _scale_ended(self, maps: list[Tensor]) -> None:
+        """For sources that need all layers of a scale at once."""
+
+
+class LayerMean(SameLayer):
+    """The mean over layers of the previous scale's maps, each z-scored over its tokens (NOTES, rehearsal).
+
+    One map for all layers of a scale, known before the scale's first layer runs.
+    """
+
+    def start_generation(self) -> None:
+        super().start_generation()
+        self._mean: Tensor | None = None
+
+    def scores(self, step: Step) -> Tensor | None:
+        self._advance(step)
+        return None if self._mean is None else resize(self._mean, step.tokens)
+
+    def _scale_ended(self, maps: list[Tensor]) -> None:
+        if not maps or maps[0].shape[-1] < 2:
+            self._mean = None
+            return
+        stacked = torch.stack(maps)
+        spread, centre = torch.std_mean(stacked, dim=-1, keepdim=True)
+        floor = torch.finfo(stacked.dtype).tiny
+        self._mean = ((stacked - centre) / spread.clamp_min(floor)).mean(0)
+
+
+class LastFullLayer:
+    """The map of the last layer that ran in full at this scale (NOTES 4b)."""
+
+    def __init__(self) -> None:
+        self.start_generation()
+
+    def start_generation(self) -> None:
+        self._scale = -1
+        self._map: Tensor | None = None
+
+    def scores(self, step: Step) -> Tensor | None:
+        return self._map if step.scale == self._scale else None
+
+    def observe(self, step: Step, entropy: Tensor, index: Tensor | None) -> None:
+        if index is None:
+            self._scale, self._map = step.scale, entropy

@@ -1,0 +1,48 @@
+"""Zero residual codes for tokens that left a scale, without touching the model's source.
+
+VAR-style models turn the sampled code indices of a scale, [samples, N], into vectors with an embedding
+(the codebook) and add these to the picture. A forward hook on the embeddings zeroes the vectors of the
+tokens that the scale's layers did not compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from toprovar_compiler.session import Session
+
+SessionOf = Callable[[], Session]
+
+
+def watch_codes(model: nn.Module, session: SessionOf) -> list[RemovableHandle]:
+    """Hook every embedding of the model; the session tells codes from other indices."""
+
+    def zero_pruned(module: nn.Module, arguments: tuple[Any, ...], vectors: Tensor) -> Tensor | None:
+        codes = arguments[0] if arguments else None
+        mask = session().see_codes(codes) if isinstance(codes, Tensor) else None
+        return None if mask is None else vectors * mask[..., None].to(vectors.dtype)
+
+    return [embedding.register_forward_hook(zero_pruned) for embedding in _embeddings(model)]
+
+
+def _embeddings(model: nn.Module) -> Iterator[nn.Embedding]:
+    """Embeddings among the submodules, and in modules that an attribute holds in a tuple or list.
+
+    Official VAR keeps its tokenizer in a tuple so that it is no submodule.
+    """
+    seen: set[int] = set()
+    stack: list[nn.Module] = [model]
+    while stack:
+        for module in stack.pop().modules():
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            if isinstance(module, nn.Embedding):
+                yield module
+            for held in vars(module).values():
+                if isinstance(held, (tuple, list)):
+                    stack.extend(item for item in held if isinstance(item, nn.Module))

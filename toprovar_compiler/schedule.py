@@ -1,0 +1,36 @@
+"""The scales of a model: how many there are, and the token grid of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import nn
+
+# Attribute names under which public models state the side length of each scale's token grid.
+_SCHEDULE_ATTRIBUTES = ("patch_nums", "scale_schedule")
+
+LATE_SCALES = 3
+LATE_TOKENS = 256
+
+
+def stated_schedule(model: nn.Module) -> tuple[int, ...] | None:
+    """Tokens of each scale as the model states them (``patch_nums`` of side lengths), or None."""
+    for name in _SCHEDULE_ATTRIBUTES:
+        sides = getattr(model, name, None)
+        if isinstance(sides, Sequence) and sides and all(type(n) is int and n > 0 for n in sides):
+            return tuple(n * n for n in sides)
+    return None
+
+
+def default_start(schedule: tuple[int, ...] | None, scale: int, tokens: int) -> bool:
+    """Whether ``scale`` may be pruned when no start scale was given: the last three, or large ones."""
+    if schedule is not None:
+        return scale >= len(schedule) - LATE_SCALES
+    return tokens >= LATE_TOKENS
+
+
+def grid_of(tokens: int) -> tuple[int, int] | None:
+    """Height and width of a square token grid; None if the number of tokens is no square."""
+    side = math.isqrt(tokens)
+    return (side, side) if side * side == tokens else None

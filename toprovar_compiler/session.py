@@ -1,0 +1,212 @@
+"""The run time of one compiled model: which scale and layer runs, what is kept, what was counted."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from toprovar_compiler.counters import Counters, Work
+from toprovar_compiler.errors import OptionError, UnsupportedGraphError
+from toprovar_compiler.options import Options
+from toprovar_compiler.policies import make_policy
+from toprovar_compiler.policies.base import Decision, Dense, Outcome, Prune, Step
+
+
+class Generation:
+    """Where a running generation stands."""
+
+    def __init__(self) -> None:
+        self.scale = 0
+        self.tokens = 0
+        self.prefix = 0
+        self.rows = 0
+        self.layers_done: set[int] = set()
+        self.finished = False
+        self.kept: dict[int, list[tuple[int, Tensor | None]]] = {}
+        self.exit_mask: Tensor | None = None
+        self.exited_scales: set[int] = set()
+        self.zeroed_scales: set[int] = set()
+
+    def next_scale(self) -> None:
+        self.scale += 1
+        self.prefix += self.tokens
+        self.layers_done.clear()
+        self.exit_mask = None
+
+
+class Session:
+    """Follows the generations of one model.
+
+    A layer is known by the identity of its attention's weight, a scale by the layers being called again;
+    a generation starts when a layer is called again with an empty cache, or with fewer tokens.
+    One thread at a time may run a session.
+    """
+
+    def __init__(self, name: str, options: Options, schedule: tuple[int, ...] | None) -> None:
+        self.options, self.schedule = options, schedule
+        self.counters = Counters(name)
+        self.policy = make_policy(options, schedule)
+        self.generation: Generation | None = None
+        self.rows_per_sample = options.guidance_rows
+        self.sees_codes = False
+        self._layers: dict[int, int] = {}
+        self._warned = False
+        self._completed = 0
+
+    def enter(self, layer_key: int, tokens: int, keys: int, rows: int) -> Step:
+        """A block is called with ``tokens`` queries over ``keys`` keys; says which step that is."""
+        layer = self._layers.setdefault(layer_key, len(self._layers))
+        current = self.generation
+        again = current is not None and layer in current.layers_done
+        if current is None or (keys == tokens and (again or current.scale > 0)) or tokens < current.tokens:
+            current = self._start_generation()
+        elif again:
+            self._end_scale(current)
+            current.next_scale()
+        current.tokens, current.rows = tokens, rows
+        per_sample = self.rows_per_sample or 1
+        if rows % per_sample:
+            raise OptionError(
+                f"guidance_rows requires a divisor of the batch rows, got {per_sample} for {rows} rows; "
+                "give the number of rows that belong to one sample"
+            )
+        return Step(current.scale, layer, tokens, current.prefix, rows, per_sample)
+
+    def decide(self, step: Step, stream: Tensor, unsupported: str | None) -> Decision:
+        """What to run; ``unsupported`` is why this graph cannot be pruned, if so."""
+        decision = self.policy.decide(step, stream)
+        if isinstance(decision, Prune):
+            if unsupported is not None:
+                self.fall_back(unsupported)
+                return Dense()
+            if self.policy.exits_scales and not self.sees_codes:
+                self.note(
+                    "residual codes were not found: pruned tokens bypass the scale, codes are not zeroed"
+                )
+            return decision
+        if decision.fallback is not None:
+            # A graph that cannot be pruned gives no entropy either: its own reason is the root of it.
+            self.fall_back(unsupported or decision.fallback)
+        return Dense() if unsupported is not None else decision
+
+    def leave(self, step: Step, outcome: Outcome, work: Work) -> None:
+        """A block call is over."""
+        current = self.generation
+        assert current is not None, "leave without enter"
+        current.layers_done.add(step.layer)
+        current.kept.setdefault(step.scale, []).append((step.tokens, outcome.kept))
+        if outcome.kept is not None and self.policy.exits_scales and current.exit_mask is None:
+            empty = outcome.stream_in.new_zeros(step.samples, step.tokens)
+            current.exit_mask = empty.scatter(1, outcome.kept, 1.0)
+            current.exited_scales.add(step.scale)
+        self.policy.observe(step, outcome)
+        self.counters.record(step.scale, step.layer, step.tokens, work)
+
+    def see_codes(self, codes: Tensor) -> Tensor | None:
+        """Codes [samples, N] are embedded: learns the rows of a sample; returns the mask of kept codes.
+
+        The mask [samples, N] has 1 where a token was computed; None where all were, or where these are no
+        codes of the running scale.
+        """
+        current = self.generation
+        if current is None or current.finished or codes.dim() != 2 or codes.shape[1] != current.tokens:
+            return None
+        if not current.layers_done or current.rows % codes.shape[0]:
+            return None
+        self.sees_codes = True
+        if self.rows_per_sample is None:
+            self.rows_per_sample = current.rows // codes.shape[0]
+        if current.exit_mask is None or current.exit_mask.shape != codes.shape:
+            return None
+        current.zeroed_scales.add(current.scale)
+        return current.exit_mask
+
+    def kept_tokens(self) -> dict[int, Tensor]:
+        """Per scale of the last generation, [samples, N]: the share of layers that computed each token."""
+        shares: dict[int, Tensor] = {}
+        if self.generation is None:
+            return shares
+        for scale, calls in self.generation.kept.items():
+            known = [index for _, index in calls if index is not None]
+            if not known:
+                continue
+            tokens = calls[0][0]
+            share = torch.zeros(known[0].shape[0], tokens, device=known[0].device)
+            for _, index in calls:
+                share += 1.0 if index is None else torch.zeros_like(share).scatter(1, index, 1.0)
+            shares[scale] = share / len(calls)
+        return shares
+
+    def fall_back(self, reason: str) -> None:
+        """Count that pruning was due and could not be done.
+
+        Raises:
+            UnsupportedGraphError: under ``strict=True``.
+        """
+        if self.options.strict:
+            raise UnsupportedGraphError(f"strict=True, and pruning was not possible: {reason}")
+        self.note(reason)
+
+    def note(self, reason: str) -> None:
+        """Count a reason; the first one of a session is also a warning."""
+        if not self.counters.fallbacks:
+            warnings.warn(f"toprovar: {reason} (see toprovar_compiler.summary())", stacklevel=2)
+        self.counters.fall_back(reason)
+
+    def graph_compiled(self) -> None:
+        """A graph was compiled; after the first whole generation that counts as a recompile."""
+        self.counters.graphs += 1
+        self.counters.recompiles += self._completed > 0
+
+    def abandon(self) -> None:
+        """The running generation failed: what follows is none of its codes."""
+        if self.generation is not None:
+            self.generation.finished = True
+
+    def finish(self) -> None:
+        """The generation that ran, if any, is over: check what it proved.
+
+        Raises:
+            OptionError: ``start_scale`` lies outside the scales that ran.
+            UnsupportedGraphError: nothing was pruned, under ``strict=True``.
+        """
+        current = self.generation
+        if current is None or current.finished:
+            return
+        current.finished = True
+        self._end_scale(current)
+        self._completed += 1
+        self._check_start(current.scale + 1)
+        self._check_effect()
+
+    def _start_generation(self) -> Generation:
+        self.finish()
+        self.generation = Generation()
+        self.policy.start_generation()
+        self.counters.generations += 1
+        return self.generation
+
+    def _end_scale(self, current: Generation) -> None:
+        if current.scale in current.exited_scales - current.zeroed_scales and self.sees_codes:
+            self.note("residual codes of a pruned scale were not seen: its pruned tokens were not zeroed")
+
+    def _check_start(self, scales: int) -> None:
+        start = self.options.start_scale
+        if self.options.policy != "dense" and start is not None and start >= scales:
+            raise OptionError(
+                f"start_scale requires a scale that the model runs, got {start} for one of {scales} scales "
+                f"(0 to {scales - 1}); choose a smaller one"
+            )
+
+    def _check_effect(self) -> None:
+        total = self.counters.total()
+        if self.options.policy == "dense" or self._warned or total.tokens_computed < total.tokens_total:
+            return
+        self._warned = True
+        reasons = "; ".join(self.counters.fallbacks) or "no scale was due for pruning, or keep_ratio is 1"
+        message = f"toprovar pruned nothing in a whole generation: {reasons}"
+        if self.options.strict:
+            raise UnsupportedGraphError(f"strict=True, and {message}")
+        warnings.warn(message, stacklevel=2)
