@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
 
-from toprovar_compiler.compiled_model import CompiledModel, compiled
+from toprovar_compiler.compiled_model import CompiledModel
+from toprovar_compiler.dynamo_entry import ToprovarModule
 from toprovar_compiler.errors import UnsupportedModelError
 from toprovar_compiler.options import parse_options
 from toprovar_compiler.registry import REGISTRY
@@ -38,18 +39,32 @@ def compile(model: Model, **options: Any) -> Model:
             f"requires a torch.nn.Module, got {type(model).__name__}; for a method use "
             "torch.compile(model.method, backend='toprovar')"
         )
-    compiled(_inner(model), parse_options(options)).attach()
+    inner = _inner(model)
+    compilation = CompiledModel(inner, parse_options(options))
+    earlier = REGISTRY.attached.pop(inner, None)
+    if earlier is not None:
+        earlier.detach()
+    compilation.attach(inner)
+    REGISTRY.attached[inner] = compilation
     return model
 
 
 def restore(model: Model) -> Model:
-    """Undo :func:`compile`: the model runs eagerly again. Returns the same object; its counts stay.
+    """Undo :func:`compile`, or make what ``torch.compile`` returned run eagerly. Returns the same object.
 
     Raises:
         UnsupportedModelError: the model is not compiled.
     """
-    _find(model).detach()
-    del REGISTRY.models[_inner(model)]
+    if isinstance(model, ToprovarModule):
+        _find(model).detach()
+        return model
+    compilation = REGISTRY.attached.pop(_inner(model), None)
+    if compilation is None:
+        raise UnsupportedModelError(
+            f"requires a model compiled in place, got a {type(model).__name__} that is not; "
+            "there is nothing to restore"
+        )
+    compilation.detach()
     return model
 
 
@@ -61,9 +76,11 @@ def summary(model: nn.Module | None = None) -> Summary:
     """
     if model is None:
         return Summary(REGISTRY.counters())
-    session = _find(model).session
-    session.finish()
-    return Summary((session.counters,))
+    if isinstance(model, ToprovarModule):
+        return Summary((_find(model).session.counters,))
+    attached = REGISTRY.attached.get(_inner(model))
+    found = [attached] if attached is not None else [*REGISTRY.compilations(_inner(model))]
+    return Summary(tuple(c.session.counters for c in found or [_find(model)]))
 
 
 def reset() -> None:
@@ -84,13 +101,16 @@ def kept_tokens(model: nn.Module) -> dict[int, Tensor]:
 
 
 def _find(model: nn.Module) -> CompiledModel:
-    found = REGISTRY.models.get(_inner(model))
-    if found is None:
+    """The compilation that a wrapper stands for, or the one of the model that ran last."""
+    if isinstance(model, ToprovarModule):
+        return model.compilation
+    found = REGISTRY.compilations(_inner(model))
+    if not found:
         raise UnsupportedModelError(
             f"requires a compiled model, got a {type(model).__name__} that is not; "
             "call toprovar_compiler.compile first"
         )
-    return found
+    return found[-1]
 
 
 def _inner(model: nn.Module) -> nn.Module:

@@ -18,14 +18,24 @@ from toprovar_compiler.variants import COMPILE_LOCK, Compiled, compile_here
 
 
 class Backend:
-    """A ``torch.compile`` backend bound to one session; pass it as ``backend=`` to compile with it."""
+    """A ``torch.compile`` backend that carries out what its session decides.
 
-    def __init__(self, session: Session) -> None:
+    Args:
+        session: of a plain function, for good; None for a model's blocks, where the compilation that runs
+            sets ``session`` for the time of its call.
+    """
+
+    def __init__(self, session: Session | None) -> None:
         self.session = session
+        self._compiles_blocks = session is None
         self.__name__ = "toprovar"
 
+    def current_session(self) -> Session:
+        assert self.session is not None, "a compiled block ran outside its compilation"
+        return self.session
+
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
-        self.session.graph_compiled()
+        self.current_session().graph_compiled()
         with COMPILE_LOCK:
             try:
                 if needs_gradients(gm):
@@ -44,12 +54,14 @@ class Backend:
     def _unsupported(self, compiled: Compiled, error: UnsupportedGraphError) -> Compiled:
         """The graph as plain Inductor has it, its reason counted; under ``strict`` its call raises.
 
-        Raised from the call, because Dynamo would wrap what a backend raises. Glue code without attention
-        is no reason to refuse a program: under ``strict`` the check for zero effect covers it.
+        Raised from the call, because Dynamo would wrap what a backend raises. A function's glue code
+        without attention is no reason to refuse it.
         """
-        if self.session.options.strict and not isinstance(error, NoAttentionError):
+        session = self.current_session()
+        glue = isinstance(error, NoAttentionError) and not self._compiles_blocks
+        if session.options.strict and not glue:
             return _refusal(error)
-        self.session.note(str(error))
+        session.note(str(error))
         return compiled
 
 

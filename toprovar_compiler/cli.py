@@ -77,7 +77,9 @@ def _add_painting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, else bfloat16")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder to write to (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out"), help="folder to write to (default: %(default)s)"
+    )
     parser.add_argument("--policy", choices=get_args(PolicyName), help="what decides which tokens to skip")
     parser.add_argument(
         "--keep-ratio",
@@ -100,7 +102,9 @@ def _ratios(text: str) -> float | list[float]:
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"requires a number, or numbers with commas, got {text!r}") from error
+        raise argparse.ArgumentTypeError(
+            f"requires a number, or numbers with commas, got {text!r}"
+        ) from error
     return numbers if len(numbers) > 1 else numbers[0]
 
 
@@ -112,7 +116,11 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from toprovar_compiler.demo import PROMPTS, Settings, run_demo  # pillow is an extra that others do without
+    from toprovar_compiler.demo import (
+        PROMPTS,
+        Settings,
+        run_demo,
+    )  # pillow is an extra that others do without
 
     settings = Settings(
         model=arguments.model,

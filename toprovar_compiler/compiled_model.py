@@ -17,87 +17,100 @@ from toprovar_compiler.residual_codes import watch_codes
 from toprovar_compiler.schedule import stated_schedule
 from toprovar_compiler.session import Session
 
-# Dynamo falls to eager, silently, past this many graphs for one block's code; each batch size, dtype and
-# option set of each model adds up to three.
+# Dynamo falls to eager, silently, past this many graphs for one block's code; each batch size and dtype of
+# each model adds up to three.
 _RECOMPILE_LIMIT = 64
 
 
-class CompiledModel:
-    """The blocks of one model, compiled through one backend; the model's source and weights untouched.
+class BlockCompiler:
+    """The blocks of one model and what was compiled of them, shared by all that compile this model.
 
     Raises:
         UnsupportedModelError: no repeated transformer blocks.
-        OptionError: ``options`` do not fit the model's schedule.
     """
 
-    def __init__(self, model: nn.Module, options: Options) -> None:
-        self.blocks = find_blocks(model, options.blocks)
+    def __init__(self, model: nn.Module, path: str | None) -> None:
+        self.blocks = find_blocks(model, path)
         self.schedule = stated_schedule(model)
-        self.name = type(model).__name__
-        self.session = self._new_session(options)
-        self.backend = Backend(self.session)
+        self.backend = Backend(None)
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT)
         self._calls = [
             torch.compile(block._call_impl, backend=self.backend, dynamic=None) for block in self.blocks
         ]
-        self._hooks = watch_codes(model, lambda: self.session)
-        self._permanent = False
-        self._active = 0
-
-    def set_options(self, options: Options) -> None:
-        """Start a new session; graphs that were compiled before serve it too."""
-        self.session = self.backend.session = self._new_session(options)
-
-    def attach(self) -> None:
-        """From now on the blocks run compiled, whoever calls them."""
-        self._permanent = True
-        self._set_calls()
-
-    def detach(self) -> None:
-        """Undo everything: blocks run eagerly and the hooks are gone."""
-        self._permanent = False
-        self._set_calls()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
 
     @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
-        """The blocks run compiled inside the context (re-entrant)."""
-        self._active += 1
-        self._set_calls()
+    def running(self, model: nn.Module, session: Session) -> Iterator[None]:
+        """Inside, the blocks run compiled and ``session`` decides; afterwards all is as it was before."""
+        outer = self.backend.session
+        # The attribute that nn.Module.compile() sets, and that Module.__call__ looks for.
+        calls = [block._compiled_call_impl for block in self.blocks]
+        hooks = watch_codes(model, self.backend) if outer is None else []
+        # A model that is compiled for good must not be held by that alone.
+        del model
+        self.backend.session = session
+        for block, call in zip(self.blocks, self._calls, strict=True):
+            block._compiled_call_impl = call
         try:
             yield
-            if self._active == 1:
-                self.session.finish()
-        except BaseException:
-            self.session.abandon()
-            raise
         finally:
-            self._active -= 1
-            self._set_calls()
-
-    def _set_calls(self) -> None:
-        on = self._permanent or self._active > 0
-        for block, call in zip(self.blocks, self._calls, strict=True):
-            # The attribute that nn.Module.compile() sets, and that Module.__call__ looks for.
-            block._compiled_call_impl = call if on else None
-
-    def _new_session(self, options: Options) -> Session:
-        _check_schedule(options, self.schedule)
-        session = Session(self.name, options, self.schedule)
-        REGISTRY.add(session)
-        return session
+            for block, earlier in zip(self.blocks, calls, strict=True):
+                block._compiled_call_impl = earlier
+            self.backend.session = outer
+            for hook in hooks:
+                hook.remove()
 
 
-def compiled(model: nn.Module, options: Options) -> CompiledModel:
-    """The compiled form of ``model``, made once; a second call changes its options."""
-    found = REGISTRY.models.get(model)
-    if found is None:
-        found = REGISTRY.models[model] = CompiledModel(model, options)
-    else:
-        found.set_options(options)
-    return found
+class CompiledModel:
+    """One compilation of a model with its own options and counts; source and weights are untouched.
+
+    Raises:
+        UnsupportedModelError: no repeated transformer blocks.
+        OptionError: ``options`` do not fit the model.
+    """
+
+    def __init__(self, model: nn.Module, options: Options) -> None:
+        self.compiler = REGISTRY.compiler(model, options.blocks)
+        _check_schedule(options, self.compiler.schedule)
+        _check_budgets(options, len(self.compiler.blocks))
+        self.session = Session(type(model).__name__, options, self.compiler.schedule)
+        self._attached: contextlib.ExitStack | None = None
+        self.enabled = True
+        REGISTRY.add_model(model, self)
+
+    def lies_within(self, module: nn.Module) -> bool:
+        """Whether ``module`` holds the compiled blocks, without being one of them or their list."""
+        inside = set(module.modules())
+        return self.compiler.blocks[0] in inside and not isinstance(module, (nn.ModuleList, nn.Sequential))
+
+    def attach(self, model: nn.Module) -> None:
+        """From now on the blocks run compiled, whoever calls them."""
+        self._attached = contextlib.ExitStack()
+        self._attached.enter_context(self.compiler.running(model, self.session))
+
+    def detach(self) -> None:
+        """Undo :meth:`attach`; calls through a ``torch.compile`` wrapper run eagerly too from now on."""
+        self.enabled = False
+        if self._attached is not None:
+            self._attached.close()
+            self._attached = None
+
+    @contextlib.contextmanager
+    def active(self, model: nn.Module) -> Iterator[None]:
+        """The blocks run compiled inside the context, with this compilation's options."""
+        if not self.enabled:
+            yield
+            return
+        before = self.session.generation
+        with self.compiler.running(model, self.session):
+            try:
+                yield
+            except BaseException:
+                self.session.abandon()
+                raise
+            after = self.session.generation
+            # A call that ran one scale is a step of the caller's own loop, not a whole generation.
+            if after is not None and after is not before and after.scale > 0:
+                self.session.finish()
 
 
 def _check_schedule(options: Options, schedule: tuple[int, ...] | None) -> None:
@@ -107,12 +120,20 @@ def _check_schedule(options: Options, schedule: tuple[int, ...] | None) -> None:
     if options.start_scale is not None and options.start_scale >= scales:
         raise OptionError(
             f"start_scale requires a scale of the model's schedule (0 to {scales - 1}), "
-            f"got {options.start_scale}; "
-            "choose a smaller one"
+            f"got {options.start_scale}; choose a smaller one"
         )
-    ratios = options.keep_ratio
-    if ratios is not None and not isinstance(ratios, (int, float)) and len(ratios) != scales:
+    ratios = options.keep_ratio_of_scales
+    if ratios is not None and len(ratios) != scales:
         raise OptionError(
             f"keep_ratio requires one number per scale, got {len(ratios)} for a schedule of {scales} scales; "
             "give one number, or one for each scale"
+        )
+
+
+def _check_budgets(options: Options, layers: int) -> None:
+    budgets = options.layer_budgets
+    if budgets is not None and len(budgets) != layers:
+        raise OptionError(
+            f"layer_budgets requires one number per layer, got {len(budgets)} for {layers} layers; "
+            "give one for each layer"
         )

@@ -36,6 +36,7 @@ class ToprovarModule(OptimizedModule):
     """What ``torch.compile(module, backend="toprovar")`` returns.
 
     Every method of the module, ``forward`` too, runs with the blocks compiled; attributes are the module's.
+    A submodule that holds the blocks (``pipeline.var``) comes wrapped the same way.
     """
 
     _opt_mod_attributes = OptimizedModule._opt_mod_attributes | {"_toprovar_compiled"}
@@ -43,13 +44,22 @@ class ToprovarModule(OptimizedModule):
     def __init__(self, module: nn.Module, context: Any, compiled_model: CompiledModel) -> None:
         super().__init__(module, context)
         object.__setattr__(self, "_toprovar_compiled", compiled_model)
-        self.forward = _while_active(compiled_model, module.__call__)
+        self.forward = _while_active(compiled_model, module, module.__call__)
+
+    @property
+    def compilation(self) -> CompiledModel:
+        """The compilation that this wrapper runs."""
+        found: CompiledModel = self.__dict__["_toprovar_compiled"]
+        return found
 
     def __getattr__(self, name: str) -> Any:
         found = super().__getattr__(name)
         inner = self.__dict__.get("_orig_mod") or self._modules.get("_orig_mod")
+        compiled_model = self.compilation
         if isinstance(found, types.MethodType) and found.__self__ is inner:
-            return _while_active(self.__dict__["_toprovar_compiled"], found)
+            return _while_active(compiled_model, inner, found)
+        if isinstance(found, nn.Module) and found is not inner and compiled_model.lies_within(found):
+            return ToprovarModule(found, self.dynamo_ctx, compiled_model)
         return found
 
 
@@ -84,28 +94,30 @@ def _our_options(context: Any) -> Options | None:
 
 def _compile(original: Callable[..., Any], context: Any, fn: Any, options: Options) -> Any:
     from toprovar_compiler.backend import Backend
-    from toprovar_compiler.compiled_model import compiled
+    from toprovar_compiler.compiled_model import CompiledModel
 
     module = fn if isinstance(fn, nn.Module) else getattr(fn, "__self__", None)
     if isinstance(module, nn.Module):
         try:
-            compiled_model = compiled(module, options)
+            compiled_model = CompiledModel(module, options)
         except UnsupportedModelError:
             if options.strict or options.blocks is not None:
                 raise
         else:
             if isinstance(fn, nn.Module):
                 return ToprovarModule(fn, context, compiled_model)
-            return _while_active(compiled_model, fn)
+            return _while_active(compiled_model, module, fn)
     session = Session(getattr(fn, "__qualname__", type(fn).__name__), options, schedule=None)
     REGISTRY.add(session)
     return torch.compile(fn, backend=Backend(session), dynamic=context._dynamic, fullgraph=context.fullgraph)
 
 
-def _while_active(compiled_model: CompiledModel, method: Callable[..., Any]) -> Callable[..., Any]:
+def _while_active(
+    compiled_model: CompiledModel, module: nn.Module, method: Callable[..., Any]
+) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with compiled_model.active():
+        with compiled_model.active(module):
             return method(*args, **kwargs)
 
     return call

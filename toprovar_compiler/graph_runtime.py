@@ -22,7 +22,7 @@ from toprovar_compiler.passes.graph_tools import clone, expr_of, outputs, placeh
 from toprovar_compiler.passes.insert_gate import InsertGate
 from toprovar_compiler.passes.manager import PassManager
 from toprovar_compiler.passes.match_attention import MatchAttention
-from toprovar_compiler.passes.prune_tokens import PruneTokens
+from toprovar_compiler.passes.prune_tokens import PrunedKeys, PruneTokens
 from toprovar_compiler.passes.token_axis import TokenStream, find_source, find_token_stream
 from toprovar_compiler.policies.base import Dense, Outcome, Prune, Step
 from toprovar_compiler.session import Session
@@ -38,7 +38,9 @@ class Sizes(NamedTuple):
 
 
 class SessionOwner(Protocol):
-    session: Session
+    """Has the session whose decisions are carried out; it changes with the compilation that runs."""
+
+    def current_session(self) -> Session: ...
 
 
 class GraphRuntime:
@@ -47,7 +49,7 @@ class GraphRuntime:
     Args:
         captured: the pristine graph (never changed); its self-attention decides what N is.
         dense: the compiled pristine graph.
-        owner: has the session whose decisions are carried out; a model compiled again gets a new one.
+        owner: has the session whose decisions are carried out.
 
     Raises:
         UnsupportedGraphError: the graph has no attention over a residual stream; nothing to follow.
@@ -67,13 +69,15 @@ class GraphRuntime:
         self.stream, self.unsupported = _token_stream(self.typed)
         self._sizes = _SizeReader(self.typed.graph, inputs, attention[0])
         self._variants: dict[tuple[object, ...], list[Variant]] = {}
-        self._pruned_flops: Callable[..., Any] | None = None
+        self._pruned_flops: dict[PrunedKeys, Callable[..., Any]] = {}
 
     def __call__(self, *arguments: Any) -> Sequence[Any]:
         key, sizes = self._sizes(arguments)
         stream = arguments[self.stream_position]
-        step = self.owner.session.enter(self._layer_key(arguments), sizes.tokens, sizes.keys, sizes.rows)
-        decision = self.owner.session.decide(step, stream, self.unsupported)
+        step = self.owner.current_session().enter(
+            self._layer_key(arguments), sizes.tokens, sizes.keys, sizes.rows
+        )
+        decision = self.owner.current_session().decide(step, stream, self.unsupported)
         if isinstance(decision, Prune):
             return self._run_pruned(arguments, key, sizes, step, decision)
         return self._run_dense(arguments, key, sizes, step, decision)
@@ -91,16 +95,16 @@ class GraphRuntime:
             results = self._run_variant(("entropy",), (), key, arguments)
         else:
             results = self.dense(*arguments)
-        outcome = self._outcome(step, results, len(results), None, arguments)
+        outcome = self._outcome(results, len(results), None, arguments)
         tokens = sizes.tokens * sizes.rows
         due, done = self._sizes.flops_if_dense(key, step.prefix), self._sizes.flops(key)
-        self.owner.session.leave(step, outcome, Work(tokens, tokens, due, done))
+        self.owner.current_session().leave(step, outcome, Work(tokens, tokens, due, done))
         return results[: self.returned]
 
     def _run_pruned(
         self, arguments: Sequence[Any], key: tuple[int, ...], sizes: Sizes, step: Step, decision: Prune
     ) -> Sequence[Any]:
-        pruned_keys = self.owner.session.options.pruned_keys
+        pruned_keys = self.owner.current_session().options.pruned_keys
         prune = PruneTokens(pruned_keys)
         choice = decision.choice
         added = (
@@ -118,11 +122,11 @@ class GraphRuntime:
             name = ("gated", pruned_keys, step.rows_per_sample)
             results = self._run_variant(name, (prune, gate), sizes_key, given)
             index = results[-1]
-        outcome = self._outcome(step, results, self.returned + self.maps, index, arguments)
+        outcome = self._outcome(results, self.returned + self.maps, index, arguments)
         tokens = sizes.tokens * sizes.rows
         due = self._sizes.flops_if_dense(key, step.prefix)
         work = Work(tokens, decision.keep * sizes.rows, due, self._flops_of_pruned(key, decision.keep))
-        self.owner.session.leave(step, outcome, work)
+        self.owner.current_session().leave(step, outcome, work)
         return results[: self.returned]
 
     def _run_variant(
@@ -143,29 +147,28 @@ class GraphRuntime:
         variant = compile_variant(graph, self.typed.graph, given)
         variant.accepted.add(sizes)
         compiled.append(variant)
-        self.owner.session.graph_compiled()
+        self.owner.current_session().graph_compiled()
         return variant.run(*given)
 
     def _outcome(
-        self, step: Step, results: Sequence[Any], end: int, index: Tensor | None, arguments: Sequence[Any]
+        self, results: Sequence[Any], end: int, index: Tensor | None, arguments: Sequence[Any]
     ) -> Outcome:
         maps = results[self.returned : end]
         entropy = torch.stack(list(maps)).mean(0) if len(maps) > 1 else (maps[0] if maps else None)
-        if entropy is not None:
-            entropy = entropy[: step.samples]
         stream_out = (
             results[self.stream.result] if self.stream is not None else arguments[self.stream_position]
         )
         return Outcome(entropy, index, arguments[self.stream_position], stream_out)
 
     def _flops_of_pruned(self, key: tuple[int, ...], keep: int) -> int:
-        if self._pruned_flops is None:
+        keys = self.owner.current_session().options.pruned_keys
+        if keys not in self._pruned_flops:
             assert self.stream is not None, "only typed graphs are pruned"
-            expression = pruned_flops(self.typed.graph, self.stream, self.owner.session.options.pruned_keys)
-            self._pruned_flops = functools.cache(
+            expression = pruned_flops(self.typed.graph, self.stream, keys)
+            self._pruned_flops[keys] = functools.cache(
                 sympy.lambdify((*self._sizes.symbols, KEPT), expression, "math")
             )
-        return int(self._pruned_flops(*self._sizes.of_symbols(key), keep))
+        return int(self._pruned_flops[keys](*self._sizes.of_symbols(key), keep))
 
 
 class _SizeReader:

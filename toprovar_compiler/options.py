@@ -97,6 +97,11 @@ class Options:
                     "its one choice per scale is made before the scale's first layer runs"
                 )
 
+    @property
+    def keep_ratio_of_scales(self) -> Sequence[float] | None:
+        """``keep_ratio`` if it has one number per scale."""
+        return self.keep_ratio if isinstance(self.keep_ratio, Sequence) else None
+
     def keep_ratio_at(self, scale: int) -> float:
         """The fraction of tokens kept at a scale that may be pruned.
 

@@ -5,9 +5,8 @@ The one place of process-wide state: ``torch.compile`` hands back no object that
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch import nn
 
@@ -15,25 +14,43 @@ from toprovar_compiler.counters import Counters
 from toprovar_compiler.session import Session
 
 if TYPE_CHECKING:
-    from toprovar_compiler.compiled_model import CompiledModel
+    from toprovar_compiler.compiled_model import BlockCompiler, CompiledModel
 
 
 class Registry:
-    """Compiled models (held weakly), and the counters of every session since the last reset."""
+    """Models by weak reference: a model that nobody else holds is forgotten; its counts are not."""
 
     def __init__(self) -> None:
-        self.models: MutableMapping[nn.Module, CompiledModel] = WeakKeyDictionary()
-        self._sessions: WeakKeyDictionary[Session, None] = WeakKeyDictionary()
+        self.attached: WeakKeyDictionary[nn.Module, CompiledModel] = WeakKeyDictionary()
+        self._compilers: WeakKeyDictionary[nn.Module, dict[str | None, BlockCompiler]] = WeakKeyDictionary()
+        self._compilations: WeakKeyDictionary[nn.Module, WeakSet[CompiledModel]] = WeakKeyDictionary()
+        self._sessions: WeakSet[Session] = WeakSet()
         self._counters: list[Counters] = []
 
+    def compiler(self, model: nn.Module, path: str | None) -> BlockCompiler:
+        """The model's one compiler for the blocks at ``path``: graphs are compiled once for all options."""
+        from toprovar_compiler.compiled_model import BlockCompiler
+
+        of_model = self._compilers.setdefault(model, {})
+        if path not in of_model:
+            of_model[path] = BlockCompiler(model, path)
+        return of_model[path]
+
+    def add_model(self, model: nn.Module, compilation: CompiledModel) -> None:
+        self._compilations.setdefault(model, WeakSet()).add(compilation)
+        self.add(compilation.session)
+
+    def compilations(self, model: nn.Module) -> list[CompiledModel]:
+        """All live compilations of a model, the one that ran last at the end."""
+        found = self._compilations.get(model, ())
+        return sorted(found, key=lambda compilation: compilation.session.started)
+
     def add(self, session: Session) -> None:
-        self._sessions[session] = None
+        self._sessions.add(session)
         self._counters.append(session.counters)
 
     def counters(self) -> tuple[Counters, ...]:
-        """Of all sessions, finished and running, that counted anything since the last reset."""
-        for session in list(self._sessions):
-            session.finish()
+        """Of all sessions since the last reset, those of forgotten models too."""
         return tuple(self._counters)
 
     def reset(self) -> None:

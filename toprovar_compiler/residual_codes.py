@@ -13,20 +13,25 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from toprovar_compiler.session import Session
-
-SessionOf = Callable[[], Session]
+from toprovar_compiler.backend import Backend
 
 
-def watch_codes(model: nn.Module, session: SessionOf) -> list[RemovableHandle]:
-    """Hook every embedding of the model; the session tells codes from other indices."""
+def watch_codes(model: nn.Module, backend: Backend) -> list[RemovableHandle]:
+    """Hook every embedding of the model; the backend's session tells codes from other indices."""
+    return [
+        embedding.register_forward_hook(_zero_pruned(embedding, backend)) for embedding in _embeddings(model)
+    ]
 
-    def zero_pruned(module: nn.Module, arguments: tuple[Any, ...], vectors: Tensor) -> Tensor | None:
-        codes = arguments[0] if arguments else None
-        mask = session().see_codes(codes) if isinstance(codes, Tensor) else None
+
+def _zero_pruned(embedding: nn.Embedding, backend: Backend) -> Callable[..., Tensor | None]:
+    def hook(module: nn.Module, arguments: tuple[Any, ...], vectors: Tensor) -> Tensor | None:
+        # A deep copy of the model carries this hook along, but is not the model that runs here.
+        if module is not embedding or backend.session is None or not arguments:
+            return None
+        mask = backend.session.see_codes(arguments[0]) if isinstance(arguments[0], Tensor) else None
         return None if mask is None else vectors * mask[..., None].to(vectors.dtype)
 
-    return [embedding.register_forward_hook(zero_pruned) for embedding in _embeddings(model)]
+    return hook
 
 
 def _embeddings(model: nn.Module) -> Iterator[nn.Embedding]:

@@ -1,7 +1,8 @@
-"""The run time of one compiled model: which scale and layer runs, what is kept, what was counted."""
+"""The run time of one compilation: which scale and layer runs, what is kept, what was counted."""
 
 from __future__ import annotations
 
+import time
 import warnings
 
 import torch
@@ -9,31 +10,13 @@ from torch import Tensor
 
 from toprovar_compiler.counters import Counters, Work
 from toprovar_compiler.errors import OptionError, UnsupportedGraphError
+from toprovar_compiler.generation import Generation
 from toprovar_compiler.options import Options
 from toprovar_compiler.policies import make_policy
 from toprovar_compiler.policies.base import Decision, Dense, Outcome, Prune, Step
 
-
-class Generation:
-    """Where a running generation stands."""
-
-    def __init__(self) -> None:
-        self.scale = 0
-        self.tokens = 0
-        self.prefix = 0
-        self.rows = 0
-        self.layers_done: set[int] = set()
-        self.finished = False
-        self.kept: dict[int, list[tuple[int, Tensor | None]]] = {}
-        self.exit_mask: Tensor | None = None
-        self.exited_scales: set[int] = set()
-        self.zeroed_scales: set[int] = set()
-
-    def next_scale(self) -> None:
-        self.scale += 1
-        self.prefix += self.tokens
-        self.layers_done.clear()
-        self.exit_mask = None
+# Conditional, unconditional, and a second condition: no guidance scheme runs more rows for one sample.
+_MOST_GUIDANCE_ROWS = 3
 
 
 class Session:
@@ -49,24 +32,22 @@ class Session:
         self.counters = Counters(name)
         self.policy = make_policy(options, schedule)
         self.generation: Generation | None = None
-        self.rows_per_sample = options.guidance_rows
-        self.sees_codes = False
-        self._layers: dict[int, int] = {}
+        self.started = 0.0
         self._warned = False
         self._completed = 0
 
     def enter(self, layer_key: int, tokens: int, keys: int, rows: int) -> Step:
         """A block is called with ``tokens`` queries over ``keys`` keys; says which step that is."""
-        layer = self._layers.setdefault(layer_key, len(self._layers))
         current = self.generation
-        again = current is not None and layer in current.layers_done
+        again = current is not None and current.layers.get(layer_key) in current.layers_done
         if current is None or (keys == tokens and (again or current.scale > 0)) or tokens < current.tokens:
             current = self._start_generation()
         elif again:
             self._end_scale(current)
             current.next_scale()
+        layer = current.layers.setdefault(layer_key, len(current.layers))
         current.tokens, current.rows = tokens, rows
-        per_sample = self.rows_per_sample or 1
+        per_sample = current.rows_per_sample or 1
         if rows % per_sample:
             raise OptionError(
                 f"guidance_rows requires a divisor of the batch rows, got {per_sample} for {rows} rows; "
@@ -81,8 +62,8 @@ class Session:
             if unsupported is not None:
                 self.fall_back(unsupported)
                 return Dense()
-            if self.policy.exits_scales and not self.sees_codes:
-                self.note(
+            if self.policy.exits_scales and self.generation is not None and not self.generation.sees_codes:
+                self.fall_back(
                     "residual codes were not found: pruned tokens bypass the scale, codes are not zeroed"
                 )
             return decision
@@ -95,12 +76,7 @@ class Session:
         """A block call is over."""
         current = self.generation
         assert current is not None, "leave without enter"
-        current.layers_done.add(step.layer)
-        current.kept.setdefault(step.scale, []).append((step.tokens, outcome.kept))
-        if outcome.kept is not None and self.policy.exits_scales and current.exit_mask is None:
-            empty = outcome.stream_in.new_zeros(step.samples, step.tokens)
-            current.exit_mask = empty.scatter(1, outcome.kept, 1.0)
-            current.exited_scales.add(step.scale)
+        current.layer_done(step, outcome.kept, self.policy.exits_scales)
         self.policy.observe(step, outcome)
         self.counters.record(step.scale, step.layer, step.tokens, work)
 
@@ -108,20 +84,19 @@ class Session:
         """Codes [samples, N] are embedded: learns the rows of a sample; returns the mask of kept codes.
 
         The mask [samples, N] has 1 where a token was computed; None where all were, or where these are no
-        codes of the running scale.
+        codes of the running scale. Only the first look-up of a scale's codes is masked: what embeds the
+        same number of indices later (decoding, say) is none of this scale.
         """
         current = self.generation
         if current is None or current.finished or codes.dim() != 2 or codes.shape[1] != current.tokens:
             return None
-        if not current.layers_done or current.rows % codes.shape[0]:
+        per_sample, rest = divmod(current.rows, max(codes.shape[0], 1))
+        if not current.layers_done or rest or not 1 <= per_sample <= _MOST_GUIDANCE_ROWS:
             return None
-        self.sees_codes = True
-        if self.rows_per_sample is None:
-            self.rows_per_sample = current.rows // codes.shape[0]
-        if current.exit_mask is None or current.exit_mask.shape != codes.shape:
-            return None
-        current.zeroed_scales.add(current.scale)
-        return current.exit_mask
+        current.sees_codes = True
+        if current.rows_per_sample is None:
+            current.rows_per_sample = per_sample
+        return current.take_exit_mask(codes.shape)
 
     def kept_tokens(self) -> dict[int, Tensor]:
         """Per scale of the last generation, [samples, N]: the share of layers that computed each token."""
@@ -129,18 +104,17 @@ class Session:
         if self.generation is None:
             return shares
         for scale, calls in self.generation.kept.items():
-            known = [index for _, index in calls if index is not None]
+            known = [kept for _, kept in calls if kept is not None]
             if not known:
                 continue
-            tokens = calls[0][0]
-            share = torch.zeros(known[0].shape[0], tokens, device=known[0].device)
-            for _, index in calls:
-                share += 1.0 if index is None else torch.zeros_like(share).scatter(1, index, 1.0)
+            share = torch.zeros(known[0].shape[0], calls[0][0], device=known[0].device)
+            for _, kept in calls:
+                share += 1.0 if kept is None else torch.zeros_like(share).scatter(1, kept, 1.0)
             shares[scale] = share / len(calls)
         return shares
 
     def fall_back(self, reason: str) -> None:
-        """Count that pruning was due and could not be done.
+        """Count that pruning was due and could not be done as asked.
 
         Raises:
             UnsupportedGraphError: under ``strict=True``.
@@ -161,12 +135,12 @@ class Session:
         self.counters.recompiles += self._completed > 0
 
     def abandon(self) -> None:
-        """The running generation failed: what follows is none of its codes."""
+        """The running generation failed: what follows is none of its codes, and it proves nothing."""
         if self.generation is not None:
             self.generation.finished = True
 
     def finish(self) -> None:
-        """The generation that ran, if any, is over: check what it proved.
+        """The generation that ran is known to be whole: check what it proved.
 
         Raises:
             OptionError: ``start_scale`` lies outside the scales that ran.
@@ -178,19 +152,30 @@ class Session:
         current.finished = True
         self._end_scale(current)
         self._completed += 1
-        self._check_start(current.scale + 1)
+        scales = current.scale + 1
+        if self.schedule is not None and scales < len(self.schedule):
+            self.note(
+                f"{len(self.schedule) - scales} of {len(self.schedule)} scales did not run compiled: "
+                "Dynamo may have reached its recompile limit, or the model stopped early"
+            )
+        self._check_start(scales)
         self._check_effect()
 
     def _start_generation(self) -> Generation:
-        self.finish()
-        self.generation = Generation()
+        current = self.generation
+        if current is not None and (self.schedule is None or current.scale + 1 == len(self.schedule)):
+            self.finish()
+        self.generation = Generation(self.options.guidance_rows)
         self.policy.start_generation()
         self.counters.generations += 1
+        self.started = time.monotonic()
         return self.generation
 
     def _end_scale(self, current: Generation) -> None:
-        if current.scale in current.exited_scales - current.zeroed_scales and self.sees_codes:
+        if current.exit_mask is not None and current.sees_codes:
             self.note("residual codes of a pruned scale were not seen: its pruned tokens were not zeroed")
+        for reason in self.policy.complaints():
+            self.note(reason)
 
     def _check_start(self, scales: int) -> None:
         start = self.options.start_scale
@@ -202,7 +187,9 @@ class Session:
 
     def _check_effect(self) -> None:
         total = self.counters.total()
-        if self.options.policy == "dense" or self._warned or total.tokens_computed < total.tokens_total:
+        if self.options.policy == "dense" or self._warned or not total.tokens_total:
+            return
+        if total.tokens_computed < total.tokens_total:
             return
         self._warned = True
         reasons = "; ".join(self.counters.fallbacks) or "no scale was due for pruning, or keep_ratio is 1"

@@ -47,11 +47,13 @@ class Muon(Optimizer):
         momentum: float,
         weight_decay: float,
     ) -> None:
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, stacked=False))
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "stacked": False}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One update; parameters of equal shape are orthogonalised together."""
+        loss = closure() if closure is not None else None
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for parameter in group["params"]:
@@ -59,6 +61,7 @@ class Muon(Optimizer):
                     by_shape[parameter.shape].append(parameter)
             for parameters in by_shape.values():
                 self._update(parameters, group)
+        return loss
 
     def _update(self, parameters: list[nn.Parameter], group: dict[str, float]) -> None:
         gradients = torch.stack([p.grad for p in parameters if p.grad is not None])

@@ -44,7 +44,7 @@ def random_prompt(rng: random.Random, *, held_out: bool = False, task: str | Non
 
 
 def held_out_prompts(count: int, seed: int = 0, task: str | None = None) -> list[Prompt]:
-    """``count`` different held-out prompts, the six tasks in turn or all of ``task``; equal for equal seeds."""
+    """``count`` different held-out prompts, the six tasks in turn or all of ``task``; the seed decides."""
     rng = random.Random(seed)
     found: dict[Prompt, None] = {}
     while len(found) < count:

@@ -171,14 +171,14 @@ def _checked(
     coloured = any(hues)
     if coloured and (count > 1 or relation or not all(hues)):
         raise PromptError(
-            f"prompt {prompt!r} mixes hues with a count, a position or an uncoloured thing, which the model never "
-            "saw; colour one thing ('a red mug') or both of two ('a red mug and a blue hat')"
+            f"prompt {prompt!r} mixes hues with a count, a position or an uncoloured thing, which the model "
+            "never saw; colour one thing ('a red mug') or both of two ('a red mug and a blue hat')"
         )
     for kind in kinds if coloured else ():
         if kind not in COLOURABLE:
             raise PromptError(
-                f"{kind!r} of prompt {prompt!r} exists in one colour only; leave the hue out, or colour one of: "
-                f"{', '.join(COLOURABLE)}"
+                f"{kind!r} of prompt {prompt!r} exists in one colour only; leave the hue out, "
+                f"or colour one of: {', '.join(COLOURABLE)}"
             )
     if background and len(set(background.colours)) != len(background.colours):
         raise PromptError(

@@ -18,16 +18,6 @@ DROPOUT = 0.3
 _EINSUM = ("bhnd,bhmd->bhnm", "bhnm,bhmd->bhnd")
 
 
-def softmax_entropy(q: Tensor, k: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
-    """[B, H, Nq], nats, by definition: the oracle."""
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
-    logits = q.double() @ k.double().transpose(-1, -2) * scale
-    if bias is not None:
-        logits = logits.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else logits + bias.double()
-    p = logits.softmax(-1)
-    return -torch.special.xlogy(p, p).sum(-1)
-
-
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, env: Env) -> Tensor:
     env.observe(q, k, q.shape[-1] ** -0.5)
     return F.scaled_dot_product_attention(q, k, v)

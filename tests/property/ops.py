@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.property.entropy_oracle import softmax_entropy
 from tests.property.tables import Table
 
 Kind = Literal["tokenwise", "mixing", "unsure"]

@@ -67,13 +67,18 @@ class Shape:
         return self.heads * HEAD_WIDTH
 
 
-def program(blocks: tuple[Block, ...], shape: Shape, inputs: dict[str, Tensor]) -> tuple[object, ...]:
+def program(
+    blocks: tuple[Block, ...],
+    shape: Shape,
+    inputs: dict[str, Tensor],
+    entropies: list[Tensor] | None = None,
+) -> tuple[object, ...]:
     """The whole model: makes its tables for N positions, then runs the blocks."""
     x = inputs["x"]
     cached = inputs["cache_k0"].shape[2] if "cache_k0" in inputs else 0
     sizes = Sizes(shape.batch, shape.heads, x.shape[1], cached)
     made = {table: tables.make(table, sizes, inputs) for block in blocks for table in block.tables()}
-    return body(blocks, shape, x, Env(inputs, made, x.shape[1]))
+    return body(blocks, shape, x, Env(inputs, made, x.shape[1], entropies))
 
 
 def body(blocks: tuple[Block, ...], shape: Shape, x: Tensor, env: Env) -> tuple[object, ...]:
@@ -120,6 +125,8 @@ def _project(block: Block, shape: Shape, h: Tensor, env: Env) -> tuple[Tensor, T
         q, k, v = weight.split([shape.width, shape.width, shape.width])
         return heads(F.linear(h, q)), heads(F.linear(h, k[:kv])), heads(F.linear(h, v[:kv]))
     packed = F.linear(h, weight)
+    if block.extra == "packed":
+        env.extras.append(packed)
     if block.projection == "chunk":
         one, two, three = (heads(part) for part in packed.chunk(3, -1))
         return one, two, three
@@ -196,8 +203,6 @@ def _extras(block: Block, x: Tensor, h: Tensor, keys: Tensor, env: Env) -> None:
         env.extras.append(F.linear(x, env["up"]))
     elif block.extra == "features":
         env.extras.append(torch.cat([env["features"], x[..., :2]], 1))
-    elif block.extra == "packed":
-        env.extras.append(h.unsqueeze(2))
     elif block.extra == "input":
         env.extras.append(env["x"].float())
     elif block.extra == "key_mean":

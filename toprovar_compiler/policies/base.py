@@ -68,7 +68,7 @@ Decision = Dense | Prune
 
 
 class Outcome(NamedTuple):
-    """What a block call gave: entropy [samples, N or K], kept [samples, K] or None, stream in and out."""
+    """What a block call gave: entropy [B, N or K], kept [samples, K] or None, stream in and out."""
 
     entropy: Tensor | None
     kept: Tensor | None
@@ -88,3 +88,6 @@ class Policy(Protocol):
     def decide(self, step: Step, stream: Tensor) -> Decision: ...
 
     def observe(self, step: Step, outcome: Outcome) -> None: ...
+
+    def complaints(self) -> list[str]:
+        """Reasons, since the last call, why decisions were worse than they should be."""

@@ -21,3 +21,6 @@ class DensePolicy:
 
     def observe(self, step: Step, outcome: Outcome) -> None:
         """Nothing is learned from what ran."""
+
+    def complaints(self) -> list[str]:
+        return []

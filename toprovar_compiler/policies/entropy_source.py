@@ -1,8 +1,8 @@
 """Where the entropy that ranks a scale's tokens comes from.
 
 A layer's own entropy at a scale is known only after its attention ran for all tokens, so the ranking
-uses a map that exists already (NOTES: gap 4 of the paper). All maps are means over heads and over the
-first row of each sample (the conditional one under classifier-free guidance), [samples, N] float32.
+uses a map that exists already (NOTES: gap 4 of the paper). Maps are means over heads, float32; a ranking
+uses the first row of each sample (the conditional one under classifier-free guidance), [samples, N].
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ class EntropySource(Protocol):
     def scores(self, step: Step) -> Tensor | None:
         """Entropy map [samples, N] for the step, or None if there is none yet."""
 
-    def observe(self, step: Step, entropy: Tensor, index: Tensor | None) -> None:
-        """Entropy [samples, N], or [samples, K] of the tokens in ``index`` [samples, K]."""
+    def observe(self, step: Step, entropy: Tensor, kept: Tensor | None) -> None:
+        """Entropy [B, N], or [B, K] of the tokens in ``kept`` [samples, K]; first rows of samples first."""
+
+    def complaints(self) -> list[str]:
+        """Reasons, since the last call, why a ranking was not made of what it should be."""
 
 
 def resize(maps: Tensor, tokens: int) -> Tensor | None:
@@ -39,24 +42,25 @@ def resize(maps: Tensor, tokens: int) -> Tensor | None:
 
 
 class _Maps:
-    """Entropy maps [layers, samples, N] of one scale; where only kept tokens ran, laid over an older map."""
+    """Entropy maps of one scale by layer; where only kept tokens ran, laid over an older map."""
 
     def __init__(self, scale: int, tokens: int) -> None:
         self.scale, self.tokens = scale, tokens
         self._entropy: dict[int, Tensor] = {}
-        self._index: dict[int, Tensor | None] = {}
+        self._kept: dict[int, Tensor | None] = {}
 
-    def add(self, layer: int, entropy: Tensor, index: Tensor | None) -> None:
-        self._entropy[layer], self._index[layer] = entropy, index
+    def add(self, layer: int, entropy: Tensor, kept: Tensor | None) -> None:
+        self._entropy[layer], self._kept[layer] = entropy, kept
 
     def layer(self, layer: int, older: Tensor | None) -> Tensor | None:
         if layer not in self._entropy:
             return None
-        entropy, index = self._entropy[layer], self._index[layer]
-        if index is None:
+        entropy, kept = self._entropy[layer], self._kept[layer]
+        if kept is None:
             return entropy
-        under = None if older is None else resize(older, self.tokens)
-        return None if under is None else under.scatter(-1, index, entropy)
+        samples = kept.shape[0]
+        under = None if older is None else resize(older[:samples], self.tokens)
+        return None if under is None else under.scatter(-1, kept, entropy[:samples])
 
     def layers(self) -> list[int]:
         return sorted(self._entropy)
@@ -75,13 +79,16 @@ class SameLayer:
     def scores(self, step: Step) -> Tensor | None:
         self._advance(step)
         known = self._previous.get(step.layer)
-        return None if known is None else resize(known, step.tokens)
+        return None if known is None else resize(known[: step.samples], step.tokens)
 
-    def observe(self, step: Step, entropy: Tensor, index: Tensor | None) -> None:
+    def observe(self, step: Step, entropy: Tensor, kept: Tensor | None) -> None:
         self._advance(step)
         if self._current is None:
             self._current = _Maps(step.scale, step.tokens)
-        self._current.add(step.layer, entropy, index)
+        self._current.add(step.layer, entropy, kept)
+
+    def complaints(self) -> list[str]:
+        return []
 
     def _advance(self, step: Step) -> None:
         """At a new scale: complete the maps of the scale that ended."""
@@ -100,25 +107,36 @@ class SameLayer:
 class LayerMean(SameLayer):
     """The mean over layers of the previous scale's maps, each z-scored over its tokens (NOTES, rehearsal).
 
-    One map for all layers of a scale, known before the scale's first layer runs.
+    One map for all layers of a scale, known before the scale's first layer runs. A layer whose map is
+    not finite is left out, on the device; that it happened is read back when complaints are asked for.
     """
 
     def start_generation(self) -> None:
         super().start_generation()
         self._mean: Tensor | None = None
+        self._finite: Tensor | None = None
+
+    def complaints(self) -> list[str]:
+        finite, self._finite = self._finite, None
+        if finite is None or bool(finite):
+            return []
+        return ["an entropy map was not finite: its layer was left out of the ranking"]
 
     def scores(self, step: Step) -> Tensor | None:
         self._advance(step)
-        return None if self._mean is None else resize(self._mean, step.tokens)
+        return None if self._mean is None else resize(self._mean[: step.samples], step.tokens)
 
     def _scale_ended(self, maps: list[Tensor]) -> None:
         if not maps or maps[0].shape[-1] < 2:
             self._mean = None
             return
-        stacked = torch.stack(maps)
+        samples = min(len(m) for m in maps)
+        stacked = torch.stack([m[:samples] for m in maps])
         spread, centre = torch.std_mean(stacked, dim=-1, keepdim=True)
-        floor = torch.finfo(stacked.dtype).tiny
-        self._mean = ((stacked - centre) / spread.clamp_min(floor)).mean(0)
+        scores = (stacked - centre) / spread.clamp_min(torch.finfo(stacked.dtype).tiny)
+        finite = scores.isfinite().all(-1, keepdim=True)
+        self._finite = finite.all()
+        self._mean = torch.where(finite, scores, 0.0).sum(0) / finite.sum(0).clamp_min(1)
 
 
 class LastFullLayer:
@@ -132,8 +150,11 @@ class LastFullLayer:
         self._map: Tensor | None = None
 
     def scores(self, step: Step) -> Tensor | None:
-        return self._map if step.scale == self._scale else None
+        return None if self._map is None or step.scale != self._scale else self._map[: step.samples]
 
-    def observe(self, step: Step, entropy: Tensor, index: Tensor | None) -> None:
-        if index is None:
+    def observe(self, step: Step, entropy: Tensor, kept: Tensor | None) -> None:
+        if kept is None:
             self._scale, self._map = step.scale, entropy
+
+    def complaints(self) -> list[str]:
+        return []

@@ -66,6 +66,9 @@ class ToprovarPolicy:
             self.source.observe(step, outcome.entropy, outcome.kept)
         self.restoration.observe(step, outcome)
 
+    def complaints(self) -> list[str]:
+        return self.source.complaints()
+
     def _prune_scale(self, step: Step, keep: int, base: Tensor) -> Decision:
         if self._chosen is None or self._chosen[0] != step.scale:
             scores = self.source.scores(step)
