@@ -85,7 +85,7 @@ def _add_painting(parser: argparse.ArgumentParser) -> None:
         "--keep-ratio",
         type=_ratios,
         metavar="RATIO",
-        help="share of tokens kept where tokens are skipped, in (0, 1]: one number, or one per scale: .5,.3,...",
+        help="share of tokens kept in a pruned block, in (0, 1]: one number, or one per scale (.5,.3,...)",
     )
     parser.add_argument("--start-scale", type=int, metavar="S", help="first scale that may be pruned, from 0")
     parser.add_argument(

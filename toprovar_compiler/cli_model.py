@@ -75,7 +75,7 @@ def paint(model: nn.Module, prompts: Sequence[str], seed: int) -> Tensor:
     Raises:
         UnsupportedModelError: the model gives something else.
     """
-    generate: Callable[..., Any] = model.generate
+    generate: Any = model.generate
     pictures = generate(list(prompts), seed=seed)
     if (
         not isinstance(pictures, Tensor)

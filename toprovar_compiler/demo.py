@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
 from torch import Tensor
 
 import toprovar_compiler
@@ -123,8 +124,9 @@ def _saved(total: int, computed: int) -> float:
 def _report(record: Mapping[str, Any]) -> str:
     """The times and ratios as text."""
     lines = [
-        f"whole generations of one picture each, {len(record['prompts'])} prompts in turn, on {record['device']} "
-        f"in {record['dtype']} ('first' compiles, or reads Inductor's cache, and counts nowhere else)",
+        f"whole generations of one picture each, {len(record['prompts'])} prompt(s), all four in turn, on "
+        f"{record['device']} in {record['dtype']}; 'first' compiles or reads Inductor's cache, and counts "
+        "nowhere else",
         f"{'seconds':<16}{'first':>9}{'median':>9}{'min':>9}{'max':>9}",
     ]
     for name, times in record["times"].items():
@@ -139,7 +141,7 @@ def _report(record: Mapping[str, Any]) -> str:
 
 def _draw(
     contenders: Sequence[Contender], kept: Sequence[Mapping[int, Tensor]], prompts: Sequence[str]
-) -> figures.Image.Image:
+) -> Image:
     """Per prompt: dense, toprovar, and the tokens computed at each scale that was pruned for any prompt."""
     dense, pruned = contenders[2:]
     scales = sorted({scale for shares in kept for scale in shares})

@@ -65,10 +65,10 @@ def make_contenders(model: nn.Module, options: Mapping[str, Any]) -> tuple[Conte
         UnsupportedModelError: the model has no repeated blocks.
     """
     inductor, dense, pruned = (_twin(model) for _ in range(3))
-    where = {"blocks": options["blocks"]} if "blocks" in options else {}
+    where = options.get("blocks")
     toprovar_compiler.compile(pruned, **options)
-    toprovar_compiler.compile(dense, policy="dense", **where)
-    for block in find_blocks(inductor, **{"path": path for path in where.values()}):
+    toprovar_compiler.compile(dense, policy="dense", blocks=where)
+    for block in find_blocks(inductor, where):
         block.compile(backend="inductor", dynamic=None)
     return (
         Contender(EAGER, model),
@@ -79,7 +79,7 @@ def make_contenders(model: nn.Module, options: Mapping[str, Any]) -> tuple[Conte
 
 
 def speedup(slow: Contender, fast: Contender) -> float:
-    """Median over the prompts of how many times faster ``fast`` painted the same prompt, in the same minute."""
+    """Median over the prompts of how many times faster ``fast`` painted the same prompt."""
     return statistics.median(a / b for a, b in zip(slow.warm_s, fast.warm_s, strict=True))
 
 

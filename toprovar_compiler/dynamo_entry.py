@@ -42,8 +42,9 @@ class ToprovarModule(OptimizedModule):
     _opt_mod_attributes = OptimizedModule._opt_mod_attributes | {"_toprovar_compiled"}
 
     def __init__(self, module: nn.Module, context: Any, compiled_model: CompiledModel) -> None:
-        super().__init__(module, context)
+        # First, because the base class reads attributes of the module while it is made.
         object.__setattr__(self, "_toprovar_compiled", compiled_model)
+        super().__init__(module, context)
         self.forward = _while_active(compiled_model, module, module.__call__)
 
     @property
@@ -54,7 +55,7 @@ class ToprovarModule(OptimizedModule):
 
     def __getattr__(self, name: str) -> Any:
         found = super().__getattr__(name)
-        inner = self.__dict__.get("_orig_mod") or self._modules.get("_orig_mod")
+        inner: Any = self.__dict__.get("_orig_mod") or self._modules["_orig_mod"]
         compiled_model = self.compilation
         if isinstance(found, types.MethodType) and found.__self__ is inner:
             return _while_active(compiled_model, inner, found)

@@ -76,7 +76,7 @@ class RotaryGrid(nn.Module):
         self.register_buffer("scale_of", scale_of, persistent=False)
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """``cos`` and ``sin``, each ``[L, head_width / 2]`` float32; the halves are the row's and the column's."""
+        """``cos`` and ``sin``, each ``[L, head_width / 2]`` float32: angles of the row, then the column."""
         device = self.cells.device
         low, high = math.log10(LOWEST_ROPE_CYCLES), math.log10(HIGHEST_ROPE_CYCLES)
         frequencies = math.pi * torch.logspace(low, high, self.frequencies, device=device)

@@ -21,7 +21,7 @@ from .config import SMOKE, Config
 from .layers import at_least_float32
 from .optim import cosine_decay
 from .tokenizer import Tokenizer
-from .training import Checkpoint, Feed, autocast, parser, prepare_device, smoke
+from .training import Checkpoint, Feed, autocast, parser, prepare_device, run_steps, settings_of, smoke
 
 LEARNING_RATE = 1.2e-3
 EDGE_WEIGHT = 0.5
@@ -206,19 +206,9 @@ def main(argv: Sequence[str] | None = None) -> float:
         arguments.out / "tokenizer.state.safetensors",
         {"tokenizer": trainer.tokenizer, "codebook": trainer.codebook},
         {"adamw": trainer.optimizer},
-        {
-            "steps": arguments.steps,
-            "batch": arguments.batch,
-            "seed": arguments.seed,
-            "smoke": arguments.smoke,
-        },
+        settings_of(arguments),
     )
-    for step in range(checkpoint.resume(), arguments.steps):
-        losses = trainer.step(step)
-        if step % arguments.log_every == 0:
-            print(f"step {step}", *(f"{name} {value:.4f}" for name, value in losses.items()), flush=True)
-        if (step + 1) % arguments.save_every == 0 or step + 1 == arguments.steps:
-            checkpoint.save(step + 1)
+    run_steps(trainer.step, checkpoint, arguments)
     stored = {name: value.cpu().contiguous() for name, value in trainer.tokenizer.state_dict().items()}
     save_file(stored, arguments.out / "tokenizer.safetensors")
     psnr = reconstruction_psnr(trainer.tokenizer.eval(), trainer.feed.held_out(arguments.batch)[1])

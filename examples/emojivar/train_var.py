@@ -23,7 +23,7 @@ from .model import EmojiVAR
 from .optim import Muon, linear_decay, split_parameters
 from .prompts import Prompt, encode
 from .tokenizer import Tokens
-from .training import Checkpoint, Feed, autocast, parser, prepare_device, smoke
+from .training import Checkpoint, Feed, autocast, parser, prepare_device, run_steps, settings_of, smoke
 from .weights import load, save
 
 MUON_RATE = 0.02
@@ -75,7 +75,7 @@ class VARTrainer:
         losses = F.cross_entropy(logits.float().transpose(1, 2), tokens.codes, reduction="none")
         return (losses * self.weights).mean()
 
-    def step(self, step: int) -> float:
+    def step(self, step: int) -> dict[str, float]:
         """One update; its loss."""
         device = self.feed.device
         generator = torch.Generator(device).manual_seed(self.feed.step_seed(step))
@@ -89,7 +89,7 @@ class VARTrainer:
                 group["lr"] = rate * linear_decay(step, self.steps)
             self.optimizers[name].step()
             self.optimizers[name].zero_grad(set_to_none=True)
-        return loss.item()
+        return {"loss": loss.item()}
 
     @torch.no_grad()
     def evaluate(self, count: int) -> float:
@@ -146,19 +146,9 @@ def main(argv: Sequence[str] | None = None) -> float:
         arguments.out / "var.state.safetensors",
         {"model": trainer.model},
         trainer.optimizers,
-        {
-            "steps": arguments.steps,
-            "batch": arguments.batch,
-            "seed": arguments.seed,
-            "smoke": arguments.smoke,
-        },
+        settings_of(arguments),
     )
-    for step in range(checkpoint.resume(), arguments.steps):
-        loss = trainer.step(step)
-        if step % arguments.log_every == 0:
-            print(f"step {step} loss {loss:.4f}", flush=True)
-        if (step + 1) % arguments.save_every == 0 or step + 1 == arguments.steps:
-            checkpoint.save(step + 1)
+    run_steps(trainer.step, checkpoint, arguments)
     save(trainer.model, arguments.out)
     held_out = trainer.evaluate(min(arguments.batch, EVALUATED))
     print(f"held-out loss {held_out:.4f}", flush=True)

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,23 @@ def smoke(arguments: argparse.Namespace) -> argparse.Namespace:
         arguments.steps, arguments.batch = min(arguments.steps, 8), min(arguments.batch, 8)
         arguments.log_every = 1
     return arguments
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a resumed run must repeat."""
+    return {name: getattr(arguments, name) for name in ("steps", "batch", "seed", "smoke")}
+
+
+def run_steps(
+    step: Callable[[int], Mapping[str, float]], checkpoint: Checkpoint, arguments: argparse.Namespace
+) -> None:
+    """Take the steps that the checkpoint has not yet seen, printing losses and saving on the way."""
+    for number in range(checkpoint.resume(), arguments.steps):
+        losses = step(number)
+        if number % arguments.log_every == 0:
+            print(f"step {number}", *(f"{name} {value:.4f}" for name, value in losses.items()), flush=True)
+        if (number + 1) % arguments.save_every == 0 or number + 1 == arguments.steps:
+            checkpoint.save(number + 1)
 
 
 def prepare_device(name: str) -> torch.device:

@@ -159,9 +159,7 @@ class _Call:
         assert total is not None
         return total
 
-    def _tile(
-        self, q: Tensor, keys: Tensor, values: Tensor, shape: torch.Size, bias: Tensor | None
-    ) -> _Tile:
+    def _tile(self, q: Tensor, keys: Tensor, values: Tensor, shape: torch.Size, bias: Tensor | None) -> _Tile:
         full = (q.shape[0], q.shape[1], keys.shape[2])
         count = math.prod(full)
         logits = self.logits[:count].view(full)

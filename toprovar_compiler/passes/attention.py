@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from toprovar_compiler.passes.graph_tools import ancestors, calls
+from toprovar_compiler.passes.graph_tools import calls
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
 _SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
@@ -49,6 +49,6 @@ def find_attention(graph: fx.Graph) -> list[Attention]:
     return [read_attention(node) for node in calls(graph, SDPA)]
 
 
-def is_self_attention(attention: Attention, stream: fx.Node) -> bool:
-    """Whether query and key both come from ``stream``; cross-attention's keys do not."""
-    return stream in ancestors([attention.query]) and stream in ancestors([attention.key])
+def is_self_attention(attention: Attention, stream: set[fx.Node]) -> bool:
+    """Whether query and key both are made of ``stream``'s values; cross-attention's keys are not."""
+    return attention.query in stream and attention.key in stream

@@ -9,9 +9,9 @@ import sympy
 from torch import fx
 
 from toprovar_compiler.passes.attention import SDPA, read_attention
-from toprovar_compiler.passes.graph_tools import ancestors, aten, expr_of, outputs, value_of
+from toprovar_compiler.passes.graph_tools import ancestors, aten, expr_of, value_of
 from toprovar_compiler.passes.prune_tokens import PrunedKeys
-from toprovar_compiler.passes.token_axis import TokenStream
+from toprovar_compiler.passes.token_axis import TokenStream, result_path
 
 KEPT = sympy.Symbol("toprovar_K", integer=True, positive=True)
 
@@ -47,7 +47,7 @@ def pruned_flops(graph: fx.Graph, stream: TokenStream, pruned_keys: PrunedKeys) 
     """FLOPs of the graph after ``PruneTokens``, with ``KEPT`` as the number of kept tokens."""
     computed = pruned_keys == "computed"
     for_all = _keys_of(stream) if computed else set()
-    kept = _needed_for_result(graph, stream) if computed else set(stream.axes)
+    kept = result_path(graph, stream) if computed else set(stream.axes)
     total = sympy.Integer(0)
     for node in graph.nodes:
         flops = node_flops(node)
@@ -61,18 +61,6 @@ def pruned_flops(graph: fx.Graph, stream: TokenStream, pruned_keys: PrunedKeys) 
 def _keys_of(stream: TokenStream) -> set[fx.Node]:
     """Stream values that the keys and values of the stream's attention are made of."""
     return ancestors([n for a in stream.attention for n in (a.key, a.value)]) & set(stream.axes)
-
-
-def _needed_for_result(graph: fx.Graph, stream: TokenStream) -> set[fx.Node]:
-    """Stream values that the result needs for kept tokens; keys and values are taken from all tokens."""
-    keys = {a.node: (a.key, a.value) for a in stream.attention}
-    stack, seen = [outputs(graph)[stream.result]], set()
-    while stack:
-        node = stack.pop()
-        if node in stream.axes and node not in seen:
-            seen.add(node)
-            stack.extend(n for n in node.all_input_nodes if n not in keys.get(node, ()))
-    return seen
 
 
 def _for_kept(node: fx.Node, flops: sympy.Expr, stream: TokenStream, computed: bool) -> sympy.Expr:

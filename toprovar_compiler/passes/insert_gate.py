@@ -35,7 +35,7 @@ class InsertGate:
     name = "insert-gate"
 
     def uuid(self) -> str:
-        return source_uuid(self)
+        return source_uuid(self, self.rows_per_sample)
 
     def __init__(self, rows_per_sample: int) -> None:
         self.rows_per_sample = rows_per_sample

@@ -20,7 +20,7 @@ MARK = "toprovar_attention"
 
 _SOFTMAX = (aten.softmax.int, aten._softmax.default)
 _MATMUL = (aten.matmul.default, aten.bmm.default)
-_PASS_THROUGH = (aten._to_copy.default, aten.clone.default, aten.dropout.default, aten.to.dtype)
+_CASTS = (aten._to_copy.default, aten.to.dtype)
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class MatchAttention:
         Raises:
             UnsupportedGraphError: the graph has no attention over a residual stream.
         """
+        _drop_idle_dropout(gm.graph)
         for softmax in calls(gm.graph, *_SOFTMAX):
             found = _read_hand_written(softmax)
             if found is not None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any, Literal
 
+import sympy
 import torch
 from torch import fx
-from torch.fx.node import map_arg
 
 from toprovar_compiler.errors import UnsupportedGraphError
+from toprovar_compiler.passes.attention import SDPA, read_attention
 from toprovar_compiler.passes.base import source_uuid
 from toprovar_compiler.passes.graph_tools import (
     ancestors,
@@ -16,9 +19,9 @@ from toprovar_compiler.passes.graph_tools import (
     expr_of,
     outputs,
     placeholders,
-    symbols_of,
     value_of,
 )
+from toprovar_compiler.passes.match_attention import MARK
 from toprovar_compiler.passes.token_axis import Axes, TokenStream, find_token_stream
 from toprovar_compiler.passes.token_rules import first_value, is_pointwise
 
@@ -111,63 +114,76 @@ class _Rewriter:
         return new
 
     def _add_inputs(self) -> None:
-        source = value_of(self.stream.source)
-        if source.dim() != 3:
-            raise UnsupportedGraphError(
-                f"requires a residual stream [B, N, C], got {source.dim()} dimensions"
-            )
         self.index = self.new.placeholder(INDEX)
         self.base = self.new.placeholder(BASE)
         self.count = self.new.call_function(aten.sym_size.int, (self.index, 1))
 
     def _emit(self, node: fx.Node) -> None:
         in_stream = node in self.stream.axes
-        if not in_stream or node in self.for_all:
+        if isinstance(value_of(node), torch.SymInt) and any(n in self.stream.axes for n in node.all_input_nodes):
+            # A size read off the stream: the tensor that it is read off may exist for kept tokens only.
+            self.all_tokens[node] = self._size(expr_of(value_of(node)), {})
+        elif not in_stream or node in self.for_all:
             self.all_tokens[node] = self._copy(node)
+            if in_stream:
+                # The entropy that is asked for is that of the kept tokens' attention.
+                self.all_tokens[node].meta.pop(MARK, None)
         if in_stream:
             self.kept[node] = self._copy_for_kept(node)
 
     def _copy_for_kept(self, node: fx.Node) -> fx.Node:
-        keys = {a.node: (a.key, a.value) for a in self.stream.attention}.get(node, ())
+        attention = read_attention(node) if node.target is SDPA else None
+        keys = (attention.key, attention.value) if attention is not None else ()
 
         def argument(operand: fx.Node) -> Any:
-            if operand in keys and operand in self.for_all:
+            if operand in keys and (operand in self.for_all or operand not in self.stream.axes):
                 return self.all_tokens[operand]
             if operand in self.stream.axes:
                 return self.kept[operand]
             if isinstance(value_of(operand), torch.SymInt):
                 return self._count_of(operand)
-            if self.stream.is_shared(operand) and operand not in keys:
+            if self.stream.is_shared(operand):
                 return self._gather_for(operand, node)
             return self.all_tokens[operand]
 
         new = self.new.node_copy(node, argument)
+        if attention is not None:
+            new.update_arg(0, self.kept[attention.query])  # also where the query is the key, too
         new.meta = {k: v for k, v in node.meta.items() if k not in ("val", "tensor_meta", "example_value")}
         return new
 
     def _count_of(self, node: fx.Node) -> Any:
         """The SymInt ``node`` with K in place of N."""
-        value = value_of(node)
-        if self.stream.symbol not in symbols_of(value):
+        expr = expr_of(value_of(node))
+        if self.stream.symbol not in expr.free_symbols:
             return self.all_tokens[node]
-        if expr_of(value) == self.stream.symbol:
-            return self.count
         if node not in self.kept:
-            if node.op == "placeholder":
-                raise UnsupportedGraphError(
-                    f"an input is a number made of the token count ({expr_of(value)})"
-                )
-            self.kept[node] = self.new.call_function(
-                node.target,  # type: ignore[arg-type]
-                map_arg(node.args, self._count_argument),
-                map_arg(node.kwargs, self._count_argument),
-            )
+            self.kept[node] = self._size(expr, {self.stream.symbol: self.count})
         return self.kept[node]
 
-    def _count_argument(self, operand: fx.Node) -> Any:
-        if isinstance(value_of(operand), torch.SymInt):
-            return self._count_of(operand)
-        return self.kept[operand] if operand in self.stream.axes else self.all_tokens[operand]
+    def _size(self, expr: sympy.Expr, known: dict[sympy.Symbol, Any]) -> Any:
+        """A number made of sizes, computed anew from the inputs; ``known`` overrides what symbols stand for."""
+        if isinstance(expr, sympy.Integer):
+            return int(expr)
+        if isinstance(expr, sympy.Symbol):
+            return known[expr] if expr in known else self._symbol(expr)
+        if isinstance(expr, sympy.Pow):
+            parts = [self._size(expr.base, known)] * int(expr.exp)
+        else:
+            parts = [self._size(part, known) for part in expr.args]
+        combine = operator.add if isinstance(expr, sympy.Add) else operator.mul
+        return functools.reduce(lambda one, two: self.new.call_function(combine, (one, two)), parts)
+
+    def _symbol(self, symbol: sympy.Symbol) -> fx.Node:
+        for node in placeholders(self.old):
+            value = value_of(node)
+            if isinstance(value, torch.SymInt) and expr_of(value) == symbol:
+                return self.all_tokens[node]
+            if isinstance(value, torch.Tensor):
+                for axis, size in enumerate(value.shape):
+                    if expr_of(size) == symbol:
+                        return self.new.call_function(aten.sym_size.int, (self.all_tokens[node], axis))
+        raise UnsupportedGraphError(f"no input tells the size {symbol}")
 
     def _gather_for(self, shared: fx.Node, user: fx.Node) -> fx.Node:
         """The rows of a shared value that ``user``'s stream operand has, one set of rows per batch row."""

@@ -14,7 +14,7 @@ the stream on its query side. Everything else is refused with a reason: all or n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import sympy
@@ -55,11 +55,15 @@ Kind = Literal["token", "context"]
 
 @dataclass(frozen=True)
 class Axes:
-    """Positions of the batch and of the token dimension in a stream value (of each, for a tuple)."""
+    """Positions of the batch and of the token dimension in a stream value (of each, for a tuple).
+
+    ``start`` is where the tokens begin in that dimension: behind so many entries of the cache.
+    """
 
     batch: int
     token: int
     kind: Kind
+    start: sympy.Expr = sympy.Integer(0)
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,8 @@ def find_token_stream(graph: fx.Graph) -> TokenStream:
     symbol = _token_symbol(attention)
     result = _find_result(graph, source)
     axes: dict[fx.Node, Axes] = {}
-    if axes_with(value_of(source), symbol) != [1]:
-        raise UnsupportedGraphError("the tokens are not the second dimension of the residual stream")
+    if value_of(source).dim() != 3 or axes_with(value_of(source), symbol) != [1]:
+        raise UnsupportedGraphError("requires a residual stream [B, N, C]: the tokens stand elsewhere")
     axes[source] = Axes(0, 1, "token")
     reached = descendants(source)
     for node in graph.nodes:
@@ -109,7 +113,8 @@ def find_source(graph: fx.Graph) -> tuple[fx.Node, list[Attention]]:
         value = value_of(node)
         if not isinstance(value, torch.Tensor) or value.dim() < 3 or not value.is_floating_point():
             continue
-        own = [a for a in everything if is_self_attention(a, node) and _same_length(a.query, node)]
+        reached = descendants(node)
+        own = [a for a in everything if is_self_attention(a, reached) and _same_length(a.query, node)]
         if own and _matching_outputs(graph, node):
             found[node] = own
     if len(found) > 1:
@@ -179,7 +184,8 @@ def _type_node(node: fx.Node, axes: dict[fx.Node, Axes], symbol: sympy.Symbol) -
     if node.target is aten.cat.default and _joins_tokens(node, operands, axes):
         return _type_cache(node, operands, axes, symbol)
     landed = {
-        Axes(track(node, m, axes[m].batch), track(node, m, axes[m].token), axes[m].kind) for m in operands
+        replace(axes[m], batch=track(node, m, axes[m].batch), token=track(node, m, axes[m].token))
+        for m in operands
     }
     if len(landed) != 1:
         raise refuse(node, "brings different dimensions of the stream together")
@@ -205,7 +211,7 @@ def _check_companions(node: fx.Node, own: Axes, operands: list[fx.Node], symbol:
     for other in node.all_input_nodes:
         value = value_of(other)
         if isinstance(value, torch.SymInt):
-            if symbol in symbols_of(value) and node.target not in RESHAPING:
+            if symbol in symbols_of(value) and not (node.target in RESHAPING and _is_polynomial(value)):
                 raise refuse(node, "uses the token count as a number")
         elif other not in operands and isinstance(value, torch.Tensor):
             if carries(other, symbol):
@@ -217,6 +223,12 @@ def _check_companions(node: fx.Node, own: Axes, operands: list[fx.Node], symbol:
                 place = own.token - rank + value.dim()
                 if place >= 0 and expr_of(value.shape[place]) != 1:
                     raise refuse(node, "meets a value of a fixed number of tokens")
+
+
+def _is_polynomial(size: torch.SymInt) -> bool:
+    """Whether the size is made of sums and products only, so that it can be computed anew for K tokens."""
+    expr = expr_of(size)
+    return bool(expr.is_polynomial(*expr.free_symbols))
 
 
 def _joins_tokens(node: fx.Node, operands: list[fx.Node], axes: dict[fx.Node, Axes]) -> bool:
@@ -232,7 +244,10 @@ def _type_cache(
     if len(operands) != 1 or any(carries(m, symbol) for m in others):
         raise refuse(node, "joins tokens with other tokens")
     own = axes[operands[0]]
-    return Axes(own.batch, own.token, "context")
+    joined: list[fx.Node] = list(argument(node, "tensors"))
+    before = joined[: joined.index(operands[0])]
+    start = sum((expr_of(value_of(m).shape[own.token]) for m in before), own.start)
+    return Axes(own.batch, own.token, "context", start)
 
 
 def _type_attention(node: fx.Node, axes: dict[fx.Node, Axes], symbol: sympy.Symbol) -> Axes:
@@ -241,18 +256,20 @@ def _type_attention(node: fx.Node, axes: dict[fx.Node, Axes], symbol: sympy.Symb
         raise refuse(node, "attends to the tokens from outside the stream")
     query = axes[attention.query]
     rank = value_of(attention.query).dim()
-    if (query.kind, query.token, query.batch) != ("token", rank - 2, 0):
+    if rank != 4 or query != Axes(0, 2, "token"):
         raise refuse(node, "requires queries of shape [B, H, N, D]")
     if attention.causal or attention.dropout:
         raise refuse(node, "is causal or drops attention at random")
     over_stream = attention.key in axes
     if over_stream != (attention.value in axes):
         raise refuse(node, "takes keys and values from different places")
-    if over_stream and {axes[attention.key].token, axes[attention.value].token} != {rank - 2}:
+    if over_stream and (axes[attention.key].batch, axes[attention.key].token) != (0, 2):
         raise refuse(node, "requires keys of shape [B, H, N, D]")
+    if over_stream and axes[attention.key] != axes[attention.value]:
+        raise refuse(node, "takes keys and values in different orders")
     if attention.mask is not None:
         _check_mask(node, attention.mask, over_stream, axes, symbol)
-    return Axes(0, rank - 2, "token")
+    return query
 
 
 def _check_mask(
@@ -266,12 +283,25 @@ def _check_mask(
 
 
 def _check_outputs(graph: fx.Graph, stream: TokenStream) -> None:
-    kept_for_attention = ancestors([n for a in stream.attention for n in (a.key, a.value)])
+    """Only keys and values may be returned beside the stream: they alone may become shorter."""
+    on_path = result_path(graph, stream)
+    keys = ancestors([n for a in stream.attention for n in (a.key, a.value)]) - on_path
     for position, item in enumerate(outputs(graph)):
         if not isinstance(item, fx.Node) or position == stream.result:
             continue
         if isinstance(value_of(item), torch.SymInt) and carries(item, stream.symbol):
             raise UnsupportedGraphError("returns the token count as a number")
-        own = stream.axes.get(item)
-        if own is not None and own.kind == "token" and item not in kept_for_attention:
+        if item in stream.axes and item not in keys:
             raise UnsupportedGraphError("returns a second value of the tokens")
+
+
+def result_path(graph: fx.Graph, stream: TokenStream) -> set[fx.Node]:
+    """Stream values that the result needs for its own tokens: all but what only makes keys and values."""
+    own = {a.node: a for a in stream.attention}
+    stack, seen = [outputs(graph)[stream.result]], set()
+    while stack:
+        node = stack.pop()
+        if node in stream.axes and node not in seen:
+            seen.add(node)
+            stack.extend([own[node].query] if node in own else node.all_input_nodes)
+    return seen

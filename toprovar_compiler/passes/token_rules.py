@@ -179,12 +179,6 @@ def _slice(node: fx.Node, operand: fx.Node, axis: int) -> int:
     return axis
 
 
-def _dropout(node: fx.Node, operand: fx.Node, axis: int) -> int:
-    if argument(node, "train"):
-        raise refuse(node, "draws random numbers for each token")
-    return axis
-
-
 def _attention(node: fx.Node, operand: fx.Node, axis: int) -> int:
     if axis == value_of(operand).dim() - 1:
         raise refuse(node, "contracts this dimension")
@@ -215,7 +209,6 @@ _RULES: dict[object, Rule] = {
     operator.getitem: _getitem,
     SDPA: _attention,
     aten.linear.default: _linear,
-    aten.dropout.default: _dropout,
     **dict.fromkeys((aten.matmul.default, aten.bmm.default), _matmul),
     **dict.fromkeys((aten.layer_norm.default, aten.rms_norm.default), _normalized),
     **dict.fromkeys(
@@ -237,6 +230,7 @@ _RULES: dict[object, Rule] = {
             aten.var.correction,
             aten.std.correction,
             aten.var.dim,
+            aten.std.dim,
             aten.linalg_vector_norm.default,
             aten.norm.ScalarOpt_dim,
             aten.logsumexp.default,

@@ -1,0 +1,91 @@
+"""Finding the repeated blocks, and the schedule that a model states."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from tests.toy_generators import ClassVAR, TextVAR, make
+from toprovar_compiler.blocks import find_blocks
+from toprovar_compiler.errors import UnsupportedModelError
+from toprovar_compiler.schedule import default_start, grid_of, stated_schedule
+
+
+def _holder(**attributes: object) -> nn.Module:
+    model = nn.Module()
+    for name, value in attributes.items():
+        setattr(model, name, value)
+    return model
+
+
+def _block(width: int = 4) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.Linear(width, width))
+
+
+def test_blocks_are_found_in_order() -> None:
+    model = make(ClassVAR)
+    assert find_blocks(model) == list(model.blocks)
+
+
+def test_the_largest_list_wins_over_a_longer_text_encoder() -> None:
+    model = make(TextVAR)
+    assert len(model.text_blocks) > len(model.layers)
+    assert find_blocks(model) == list(model.layers)
+
+
+def test_a_named_list_wins_over_the_largest() -> None:
+    model = make(TextVAR)
+    assert find_blocks(model, "text_blocks") == list(model.text_blocks)
+
+
+def test_blocks_deep_inside_a_pipeline_are_found() -> None:
+    inner = make(ClassVAR)
+    assert find_blocks(_holder(pipeline=_holder(transformer=inner))) == list(inner.blocks)
+
+
+@pytest.mark.parametrize(
+    "children",
+    [[_block()], [_block(), nn.Linear(4, 4)], [nn.Linear(4, 4), nn.Linear(4, 4)], []],
+    ids=["one block", "unlike children", "no projections", "empty"],
+)
+def test_lists_that_are_no_repeated_blocks_are_refused(children: list[nn.Module]) -> None:
+    with pytest.raises(UnsupportedModelError, match="requires a list of at least 2 like transformer blocks"):
+        find_blocks(_holder(items=nn.ModuleList(children)))
+
+
+def test_a_wrong_path_lists_the_lists_of_the_model() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"blocks='layer'.*text_blocks.*layers"):
+        find_blocks(make(TextVAR), "layer")
+
+
+def test_a_path_to_something_that_is_no_list_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="blocks='head' requires a list of modules, got Linear"):
+        find_blocks(make(TextVAR), "head")
+
+
+def test_schedule_counts_the_tokens_of_each_scale() -> None:
+    assert stated_schedule(make(ClassVAR, patch_nums=(1, 2, 5))) == (1, 4, 25)
+
+
+@pytest.mark.parametrize("sides", [(), "123", (1, 2.0), (1, 0), [(1, 2, 2)], None, 3])
+def test_what_is_no_list_of_sides_is_no_schedule(sides: object) -> None:
+    assert stated_schedule(_holder(patch_nums=sides)) is None
+
+
+def test_a_model_without_the_attribute_states_no_schedule() -> None:
+    assert stated_schedule(make(TextVAR)) is None
+
+
+def test_the_last_three_stated_scales_are_due_by_default() -> None:
+    schedule = (1, 4, 9, 16, 36)
+    due = [default_start(schedule, scale, tokens) for scale, tokens in enumerate(schedule)]
+    assert due == [False, False, True, True, True]
+
+
+def test_without_schedule_scales_of_256_tokens_and_more_are_due() -> None:
+    assert [default_start(None, 0, tokens) for tokens in (255, 256, 1024)] == [False, True, True]
+
+
+@pytest.mark.parametrize(("tokens", "grid"), [(1, (1, 1)), (36, (6, 6)), (35, None), (2, None)])
+def test_grids_are_square_or_unknown(tokens: int, grid: tuple[int, int] | None) -> None:
+    assert grid_of(tokens) == grid
