@@ -152,12 +152,16 @@ def table(results: dict[str, Any]) -> str:
     for variant in VARIANTS:
         parts = [results[variant][part] for part in ("transformer", "total")]
         cells = [f"{p[key]:.2f}x" for p in parts for key in ("speedup_vs_inductor", "speedup_vs_eager")]
-        lines.append(f"| {variant} | {' | '.join(cells)} | {results[variant]['peak_bytes'] / 2**20:.0f} MiB |")
+        lines.append(
+            f"| {variant} | {' | '.join(cells)} | {results[variant]['peak_bytes'] / 2**20:.0f} MiB |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--keep-ratio", type=float, default=0.3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"toprovar: error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_ERROR
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (Python flushes it at exit)
+        return EXIT_OK
     except KeyboardInterrupt:
         print("toprovar: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -23,8 +23,8 @@ _TEXT_SIZE = 15
 _TEXT_HEIGHT = 26
 _PAPER = (255, 255, 255)
 _INK = (30, 30, 36)
-_SHADE = (18, 20, 44)  # what a skipped token fades to
-_SHADE_STRENGTH = 0.82
+_SHADE = (168, 24, 128)  # what a skipped token fades to: a colour that few pictures have much of
+_SHADE_STRENGTH = 0.75
 
 
 @dataclass(frozen=True)

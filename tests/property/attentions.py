@@ -74,6 +74,24 @@ def _sdpa_row_bias(q: Tensor, k: Tensor, v: Tensor, env: Env) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=env["row_bias"])
 
 
+def _hand_bias_first(q: Tensor, k: Tensor, v: Tensor, env: Env) -> Tensor:
+    env.observe(q, k, SCALE)
+    bias = env["b0"][: q.shape[1], None, None] * 0.2
+    return (bias + q @ k.transpose(-2, -1) * SCALE).softmax(-1) @ v
+
+
+def _hand_number(q: Tensor, k: Tensor, v: Tensor, env: Env) -> Tensor:
+    env.observe(q, k, SCALE)
+    return (q @ k.transpose(-2, -1) * SCALE + 2.0).softmax(-1) @ v
+
+
+def _hand_query_is_key(q: Tensor, k: Tensor, v: Tensor, env: Env) -> Tensor:
+    """Where there is no cache, one tensor is query, key and value."""
+    if q.shape[2] != k.shape[2]:
+        return _hand(q, k, v, env)
+    return _hand(q, q, q, env)
+
+
 def _gqa(q: Tensor, k: Tensor, v: Tensor, env: Env) -> Tensor:
     env.observe(q, k, q.shape[-1] ** -0.5)
     return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
@@ -109,6 +127,9 @@ SUPPORTED: dict[str, Attend] = {
     "hand_float_softmax": _hand_float_softmax,
     "hand_dropout_off": _hand_dropout_off,
     "sdpa_row_bias": _sdpa_row_bias,
+    "hand_bias_first": _hand_bias_first,
+    "hand_number": _hand_number,
+    "hand_query_is_key": _hand_query_is_key,
 }
 GROUPED: dict[str, Attend] = {
     "gqa": _gqa,
@@ -298,8 +319,16 @@ def _cross_text_mask(q: Tensor, env: Env, table: Tensor | None) -> Tensor:
 def _cross_token_mask(q: Tensor, env: Env, table: Tensor | None) -> Tensor:
     """A bias [N, L] that differs from token to token."""
     assert table is not None
-    bias = table[..., :1] * env["text"][:1, :, 0] * 0.5
+    bias = table[..., :1] * env["buffer"][: env["text"].shape[1], 0]
     return F.scaled_dot_product_attention(q, *_text(q, env), attn_mask=bias)
+
+
+def _cross_sample_mask(q: Tensor, env: Env, table: Tensor | None) -> Tensor:
+    """A bias [B, 1, N, L] that differs from sample to sample, too."""
+    assert table is not None
+    bias = table[..., :1] * env["text"][:, None, None, :, 0]
+    k, v = _text(q, env)
+    return (q @ k.transpose(-2, -1) + bias).softmax(-1) @ v
 
 
 def _cross_shared(q: Tensor, env: Env, table: Tensor | None) -> Tensor:
@@ -326,6 +355,7 @@ CROSS: dict[str, Callable[[Tensor, Env, "Tensor | None"], Tensor]] = {
     "text_hand": _cross_hand,
     "text_mask": _cross_text_mask,
     "token_mask": _cross_token_mask,
+    "sample_mask": _cross_sample_mask,
     "shared": _cross_shared,
     "memory": _cross_memory,
     "memory_heads": _cross_memory_heads,

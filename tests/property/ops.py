@@ -148,6 +148,7 @@ def _tokenwise() -> dict[str, Op]:
         "squeezed": lambda x, e, _: x.unsqueeze(2).permute(2, 0, 1, 3).squeeze(0) * 0.8,
         "cond_where": lambda x, e, _: torch.where(e["cond"][:, None, : x.shape[-1]] > 0, x, -x),
         "channel_index": lambda x, e, _: x[..., :2].sum(-1, keepdim=True) * 0.5 + x,
+        "constant": lambda x, e, _: x * torch.tensor(0.5) + torch.tensor([0.1]),
         "doubled": lambda x, e, _: x + x,
     }
     tabled: dict[str, StreamOp] = {

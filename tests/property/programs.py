@@ -192,7 +192,7 @@ def _extras(block: Block, x: Tensor, h: Tensor, keys: Tensor, env: Env) -> None:
     """What the block returns beside the stream, the keys and the values."""
     number = x.shape[1]
     if block.extra == "table":
-        env.extras += [table * 2 for table in block.tables()]
+        env.extras += [env.tables[table] * 2 for table in block.tables()]
     elif block.extra == "free":
         env.extras.append(env["cond"].sum(-1))
     elif block.extra == "count":

@@ -1,10 +1,12 @@
 """Fixtures of the run-time tests: everything but Inductor's code generation is real.
 
-Compiling C++ takes seconds a graph and has nothing to do with what is tested here (tests/e2e has it).
+Compiling C++ takes seconds a graph and has nothing to do with what is tested here (tests/e2e has it). A
+model's graphs are compiled once for all options, so the models are shared by all tests that may.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,10 +14,9 @@ import pytest
 import torch
 
 import toprovar_compiler
-from tests.toy_generators import ClassVAR, make
+from tests.toy_generators import ClassVAR, TextVAR, make
 from toprovar_compiler import variants
-
-LABELS = torch.tensor([1, 2])
+from toprovar_compiler.errors import UnsupportedModelError
 
 
 @pytest.fixture(autouse=True)
@@ -30,16 +31,34 @@ def _clean_counts() -> Iterator[None]:
     toprovar_compiler.reset()
 
 
+@pytest.fixture(scope="session")
+def _shared_models() -> dict[type, Any]:
+    return {ClassVAR: make(ClassVAR), TextVAR: make(TextVAR, sides=(1, 2, 4, 8))}
+
+
+def _lent(model: Any) -> Iterator[Callable[..., Any]]:
+    yield lambda **options: toprovar_compiler.compile(model, **options)
+    with contextlib.suppress(UnsupportedModelError):
+        toprovar_compiler.restore(model)
+
+
 @pytest.fixture
-def class_var() -> Callable[..., Any]:
-    """Makes a compiled class-conditional toy: ``class_var(keep_ratio=0.5)``."""
+def class_var(_shared_models: dict[type, Any]) -> Iterator[Callable[..., Any]]:
+    """Compiles the shared class-conditional toy with the options given: 5 scales, 3 layers, 2 rows a sample."""
+    yield from _lent(_shared_models[ClassVAR])
 
-    def build(kind: type[ClassVAR] = ClassVAR, **options: Any) -> Any:
-        return toprovar_compiler.compile(make(kind), **options)
 
-    return build
+@pytest.fixture
+def text_var(_shared_models: dict[type, Any]) -> Iterator[Callable[..., Any]]:
+    """The same for the toy without stated schedule and without guidance: scales of 1, 4, 16, 64 tokens."""
+    yield from _lent(_shared_models[TextVAR])
 
 
 @pytest.fixture
 def labels() -> torch.Tensor:
-    return LABELS
+    return torch.tensor([1, 2])
+
+
+@pytest.fixture
+def prompt() -> torch.Tensor:
+    return torch.tensor([[1, 2, 3], [4, 5, 6]])

@@ -94,17 +94,18 @@ def test_refused_options_leave_a_compiled_model_as_it_was(class_var: Any, labels
     assert torch.equal(model.autoregressive_infer_cfg(labels), picture)
 
 
-def test_start_scale_outside_an_unstated_schedule_is_refused_once_the_scales_ran() -> None:
-    model = toprovar_compiler.compile(make(TextVAR, sides=(1, 2, 4)), start_scale=3)
-    model.paint(torch.ones(1, 3, dtype=torch.long))
-    with pytest.raises(OptionError, match=r"got 3 for one of 3 scales \(0 to 2\)"):
-        toprovar_compiler.summary(model)
+def test_start_scale_outside_an_unstated_schedule_is_refused_once_the_scales_ran(prompt: torch.Tensor) -> None:
+    model = torch.compile(make(TextVAR, sides=(1, 2)), backend="toprovar", options={"start_scale": 2})
+    with pytest.raises(OptionError, match=r"got 2 for one of 2 scales \(0 to 1\)"):
+        model.paint(prompt)
 
 
-def test_keep_ratio_list_too_short_for_an_unstated_schedule_names_the_scale() -> None:
-    model = toprovar_compiler.compile(make(TextVAR, sides=(1, 2, 4)), keep_ratio=[1, 0.5], start_scale=1)
-    with pytest.raises(OptionError, match="got 2 for a model that runs scale 2"):
-        model.paint(torch.ones(1, 3, dtype=torch.long))
+def test_keep_ratio_list_too_short_for_an_unstated_schedule_names_the_scale(
+    text_var: Any, prompt: torch.Tensor
+) -> None:
+    model = text_var(keep_ratio=[1, 1, 0.5], start_scale=2)
+    with pytest.raises(OptionError, match="got 3 for a model that runs scale 3"):
+        model.paint(prompt)
 
 
 @pytest.mark.parametrize("budgets", [[1.0] * 2, [1.0] * 4], ids=["too few", "too many"])
@@ -130,5 +131,5 @@ def test_a_model_without_repeated_blocks_names_the_remedy() -> None:
 
 @pytest.mark.parametrize("ask", [toprovar_compiler.summary, toprovar_compiler.kept_tokens, toprovar_compiler.restore])
 def test_asking_for_a_model_that_is_not_compiled_names_the_remedy(ask: Any) -> None:
-    with pytest.raises(UnsupportedModelError, match="requires a compiled model.*call toprovar_compiler.compile"):
+    with pytest.raises(UnsupportedModelError, match="requires a .*compiled.*, got a ClassVAR that is not; .+"):
         ask(make(ClassVAR))

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from toprovar_compiler.errors import UnsupportedGraphError
-from toprovar_compiler.passes.attention import SDPA, read_attention
+from toprovar_compiler.passes.attention import SDPA, find_attention
 from toprovar_compiler.passes.base import source_uuid
 from toprovar_compiler.passes.graph_tools import aten, calls, value_of
 from toprovar_compiler.passes.token_axis import find_source
@@ -20,6 +20,7 @@ MARK = "toprovar_attention"
 
 _SOFTMAX = (aten.softmax.int, aten._softmax.default)
 _MATMUL = (aten.matmul.default, aten.bmm.default)
+_RANK = 4
 _CASTS = (aten._to_copy.default, aten.to.dtype)
 
 
@@ -76,6 +77,8 @@ class MatchAttention:
             if found is not None:
                 _replace(gm.graph, found)
         gm.graph.eliminate_dead_code()
+        if not find_attention(gm.graph) and any(map(_feeds_product, calls(gm.graph, *_SOFTMAX))):
+            raise UnsupportedGraphError("attention is hand-written in a form that is not recognised")
         _, own = find_source(gm.graph)
         for attention in own:
             if attention.dropout or attention.causal:
@@ -88,65 +91,77 @@ def _single_use(node: fx.Node) -> bool:
     return len(node.users) == 1
 
 
+def _drop_idle_dropout(graph: fx.Graph) -> None:
+    """Dropout in evaluation mode does nothing, but as a random op it outlives dead-code elimination."""
+    for node in calls(graph, aten.dropout.default):
+        if not argument(node, "train"):
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            graph.erase_node(node)
+
+
+def _feeds_product(softmax: fx.Node) -> bool:
+    return any(user.target in (*_MATMUL, aten.einsum.default) for user in softmax.users)
+
+
 def _read_hand_written(softmax: fx.Node) -> _HandWritten | None:
-    scores = softmax.args[0]
     rank = value_of(softmax).dim()
-    if int(argument(softmax, "dim")) % rank != rank - 1 or rank != 4 or not isinstance(scores, fx.Node):
-        return None
-    result = _product_with_values(softmax)
-    if result is None:
+    scores, result = _skip_casts(softmax.args[0]), _product_with_values(softmax)
+    if int(argument(softmax, "dim")) % rank != rank - 1 or scores is None or result is None:
         return None
     bias = keep = None
-    scores = _skip_casts(scores)
-    if scores is not None and scores.target is aten.add.Tensor and argument(scores, "alpha", 1) == 1:
-        scores, bias = _split_bias(scores)
-    elif scores is not None and scores.target is aten.masked_fill.Scalar:
-        if argument(scores, "value") != -math.inf:
-            return None
-        keep = argument(scores, "mask")
-        scores = _skip_casts(argument(scores, "self"))
-    scale = 1.0
-    while scores is not None and scores.target in (aten.mul.Tensor, aten.div.Tensor):
-        inner, factor = scores.args[0], scores.args[1]
-        if not isinstance(factor, (int, float)):
-            return None
-        scale = scale * factor if scores.target is aten.mul.Tensor else scale / factor
-        scores = _skip_casts(inner)
-    if scores is None or scores.target not in _MATMUL:
+    if scores.target is aten.masked_fill.Scalar and argument(scores, "value") == -math.inf:
+        keep, product = argument(scores, "mask"), _scaled_product(argument(scores, "self"))
+    elif scores.target is aten.add.Tensor and argument(scores, "alpha", 1) == 1:
+        product, bias = _split_bias(scores)
+    else:
+        product = _scaled_product(scores)
+    if product is None:
         return None
-    key = _transposed(scores.args[1])
-    if key is None or value_of(scores).dim() != rank:
+    (query, key), value = product[0].args, result.args[1]
+    key = _transposed(key)
+    if any(not isinstance(n, fx.Node) or value_of(n).dim() != _RANK for n in (query, key, value)):
         return None
-    return _HandWritten(scores.args[0], key, result.args[1], bias, keep, scale, result)  # type: ignore[arg-type]
+    return _HandWritten(query, key, value, bias, keep, product[1], result)  # type: ignore[arg-type]
 
 
 def _product_with_values(softmax: fx.Node) -> fx.Node | None:
     node = softmax
     while _single_use(node):
         (user,) = node.users
-        if user.target in _PASS_THROUGH and not (
-            user.target is aten.dropout.default and argument(user, "train")
-        ):
-            node = user
-            continue
-        return user if user.target in _MATMUL and user.args[0] is node else None
+        if user.target not in (*_CASTS, aten.clone.default):
+            return user if user.target in _MATMUL and user.args[0] is node else None
+        node = user
     return None
 
 
 def _skip_casts(node: Any) -> fx.Node | None:
     """Follows casts upwards; None where another reader sees the score matrix."""
     while isinstance(node, fx.Node) and _single_use(node):
-        if node.target not in (aten._to_copy.default, aten.to.dtype):
+        if node.target not in _CASTS:
             return node
         node = node.args[0]
     return None
 
 
-def _split_bias(added: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
+def _scaled_product(node: Any) -> tuple[fx.Node, float] | None:
+    """The matrix product above ``node``, and the number that it is multiplied by on the way."""
+    scale = 1.0
+    inner = _skip_casts(node)
+    while inner is not None and inner.target in (aten.mul.Tensor, aten.div.Tensor):
+        factor = inner.args[1]
+        if not isinstance(factor, (int, float)):
+            return None
+        scale = scale * factor if inner.target is aten.mul.Tensor else scale / factor
+        inner = _skip_casts(inner.args[0])
+    return (inner, scale) if inner is not None and inner.target in _MATMUL else None
+
+
+def _split_bias(added: fx.Node) -> tuple[tuple[fx.Node, float] | None, fx.Node | None]:
+    """The scaled product and what is added to it; a number is left out, softmax does not see it."""
     for scores, bias in (added.args, added.args[::-1]):
-        inner = _skip_casts(scores)
-        if inner is not None and inner.target in (*_MATMUL, aten.mul.Tensor, aten.div.Tensor):
-            return inner, bias if isinstance(bias, fx.Node) else None
+        product = _scaled_product(scores)
+        if product is not None and isinstance(value_of(bias), (torch.Tensor, int, float)):
+            return product, bias if isinstance(bias, fx.Node) else None
     return None, None
 
 
@@ -183,4 +198,3 @@ def _replace(graph: fx.Graph, found: _HandWritten) -> None:
         fused = graph.call_function(SDPA, operands, {"attn_mask": mask, "scale": found.scale})
     fused.meta = dict(found.result.meta)
     found.result.replace_all_uses_with(fused)
-    read_attention(fused)

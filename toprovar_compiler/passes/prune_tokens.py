@@ -12,6 +12,7 @@ from torch import fx
 
 from toprovar_compiler.errors import UnsupportedGraphError
 from toprovar_compiler.passes.attention import SDPA, read_attention
+from toprovar_compiler.passes.axes import Axes
 from toprovar_compiler.passes.base import source_uuid
 from toprovar_compiler.passes.graph_tools import (
     ancestors,
@@ -22,7 +23,7 @@ from toprovar_compiler.passes.graph_tools import (
     value_of,
 )
 from toprovar_compiler.passes.match_attention import MARK
-from toprovar_compiler.passes.token_axis import Axes, TokenStream, find_token_stream
+from toprovar_compiler.passes.token_axis import TokenStream, find_token_stream
 from toprovar_compiler.passes.token_rules import first_value, is_pointwise
 
 INDEX = "toprovar_keep_index"
@@ -78,7 +79,7 @@ class PruneTokens:
 
 
 class _Rewriter:
-    """Interprets the graph twice at once: for all tokens, and for the kept ones; dead code goes at the end."""
+    """Interprets the graph twice at once, for all and for the kept tokens; dead code goes at the end."""
 
     def __init__(self, graph: fx.Graph, stream: TokenStream, keys_of_all: bool) -> None:
         self.old, self.stream = graph, stream
@@ -120,7 +121,8 @@ class _Rewriter:
 
     def _emit(self, node: fx.Node) -> None:
         in_stream = node in self.stream.axes
-        if isinstance(value_of(node), torch.SymInt) and any(n in self.stream.axes for n in node.all_input_nodes):
+        reads_stream = any(operand in self.stream.axes for operand in node.all_input_nodes)
+        if isinstance(value_of(node), torch.SymInt) and reads_stream:
             # A size read off the stream: the tensor that it is read off may exist for kept tokens only.
             self.all_tokens[node] = self._size(expr_of(value_of(node)), {})
         elif not in_stream or node in self.for_all:
@@ -162,7 +164,7 @@ class _Rewriter:
         return self.kept[node]
 
     def _size(self, expr: sympy.Expr, known: dict[sympy.Symbol, Any]) -> Any:
-        """A number made of sizes, computed anew from the inputs; ``known`` overrides what symbols stand for."""
+        """A number made of sizes, computed anew from the inputs; ``known`` says what symbols stand for."""
         if isinstance(expr, sympy.Integer):
             return int(expr)
         if isinstance(expr, sympy.Symbol):

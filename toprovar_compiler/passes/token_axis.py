@@ -15,7 +15,6 @@ the stream on its query side. Everything else is refused with a reason: all or n
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import sympy
 import torch
@@ -27,7 +26,6 @@ from toprovar_compiler.passes.attention import (
     Attention,
     find_attention,
     is_self_attention,
-    read_attention,
 )
 from toprovar_compiler.passes.graph_tools import (
     ancestors,
@@ -43,27 +41,11 @@ from toprovar_compiler.passes.graph_tools import (
 )
 from toprovar_compiler.passes.token_rules import (
     RESHAPING,
-    argument,
     first_value,
     is_pointwise,
     refuse,
     track,
 )
-
-Kind = Literal["token", "context"]
-
-
-@dataclass(frozen=True)
-class Axes:
-    """Positions of the batch and of the token dimension in a stream value (of each, for a tuple).
-
-    ``start`` is where the tokens begin in that dimension: behind so many entries of the cache.
-    """
-
-    batch: int
-    token: int
-    kind: Kind
-    start: sympy.Expr = sympy.Integer(0)
 
 
 @dataclass(frozen=True)
@@ -180,9 +162,9 @@ def _on_residual_path(graph: fx.Graph, source: fx.Node) -> bool:
 def _type_node(node: fx.Node, axes: dict[fx.Node, Axes], symbol: sympy.Symbol) -> Axes:
     operands = [m for m in node.all_input_nodes if m in axes]
     if node.target is SDPA:
-        return _type_attention(node, axes, symbol)
-    if node.target is aten.cat.default and _joins_tokens(node, operands, axes):
-        return _type_cache(node, operands, axes, symbol)
+        return type_attention(node, axes, symbol)
+    if node.target is aten.cat.default and joins_tokens(node, operands, axes):
+        return type_cache(node, operands, axes, symbol)
     landed = {
         replace(axes[m], batch=track(node, m, axes[m].batch), token=track(node, m, axes[m].token))
         for m in operands
@@ -229,57 +211,6 @@ def _is_polynomial(size: torch.SymInt) -> bool:
     """Whether the size is made of sums and products only, so that it can be computed anew for K tokens."""
     expr = expr_of(size)
     return bool(expr.is_polynomial(*expr.free_symbols))
-
-
-def _joins_tokens(node: fx.Node, operands: list[fx.Node], axes: dict[fx.Node, Axes]) -> bool:
-    dim = int(argument(node, "dim", 0)) % value_of(operands[0]).dim()
-    return any(axes[m].token == dim for m in operands)
-
-
-def _type_cache(
-    node: fx.Node, operands: list[fx.Node], axes: dict[fx.Node, Axes], symbol: sympy.Symbol
-) -> Axes:
-    """``cat([cache, new keys])``: attention does not mind the order of keys, so the new ones may be fewer."""
-    others = [m for m in node.all_input_nodes if m not in operands]
-    if len(operands) != 1 or any(carries(m, symbol) for m in others):
-        raise refuse(node, "joins tokens with other tokens")
-    own = axes[operands[0]]
-    joined: list[fx.Node] = list(argument(node, "tensors"))
-    before = joined[: joined.index(operands[0])]
-    start = sum((expr_of(value_of(m).shape[own.token]) for m in before), own.start)
-    return Axes(own.batch, own.token, "context", start)
-
-
-def _type_attention(node: fx.Node, axes: dict[fx.Node, Axes], symbol: sympy.Symbol) -> Axes:
-    attention = read_attention(node)
-    if attention.query not in axes:
-        raise refuse(node, "attends to the tokens from outside the stream")
-    query = axes[attention.query]
-    rank = value_of(attention.query).dim()
-    if rank != 4 or query != Axes(0, 2, "token"):
-        raise refuse(node, "requires queries of shape [B, H, N, D]")
-    if attention.causal or attention.dropout:
-        raise refuse(node, "is causal or drops attention at random")
-    over_stream = attention.key in axes
-    if over_stream != (attention.value in axes):
-        raise refuse(node, "takes keys and values from different places")
-    if over_stream and (axes[attention.key].batch, axes[attention.key].token) != (0, 2):
-        raise refuse(node, "requires keys of shape [B, H, N, D]")
-    if over_stream and axes[attention.key] != axes[attention.value]:
-        raise refuse(node, "takes keys and values in different orders")
-    if attention.mask is not None:
-        _check_mask(node, attention.mask, over_stream, axes, symbol)
-    return query
-
-
-def _check_mask(
-    node: fx.Node, mask: fx.Node, over_stream: bool, axes: dict[fx.Node, Axes], symbol: sympy.Symbol
-) -> None:
-    value = value_of(mask)
-    if mask in axes or (over_stream and expr_of(value.shape[-1]) != 1):
-        raise refuse(node, "has a mask over the keys of the stream, which would no longer fit")
-    if carries(mask, symbol) and axes_with(value, symbol) != [value.dim() - 2]:
-        raise refuse(node, "has a mask whose tokens stand in another dimension")
 
 
 def _check_outputs(graph: fx.Graph, stream: TokenStream) -> None:

@@ -1,0 +1,44 @@
+"""What all tests share: two threads, no state of torch.compile or toprovar left behind, GPU tests skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+import toprovar_compiler
+
+THREADS = 2
+
+# Random examples that differ from run to run would make a test flaky; `--hypothesis-profile=explore` does so.
+settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("explore", deadline=None, print_blob=True)
+settings.load_profile("repeatable")
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(THREADS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if item.get_closest_marker("gpu") is not None:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_code() -> Iterator[None]:
+    """Dynamo keeps graphs per code object, up to a limit: what one module compiled must not fill another's."""
+    yield
+    torch._dynamo.reset()
+    toprovar_compiler.reset()
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

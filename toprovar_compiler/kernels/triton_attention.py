@@ -1,0 +1,124 @@
+"""Launches the Triton kernels: picks tile sizes and splits, and hands over strides."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from toprovar_compiler.kernels import triton_kernels as kernels
+from toprovar_compiler.kernels.reference import attention_entropy_reference
+
+# Below this many programs a GPU of the H100's size stands half empty, and the keys are split.
+PROGRAMS_WANTED = 128
+MOST_SPLITS = 16
+JOIN_ROWS = 16
+_SMALLEST_DOT = 16
+
+
+class Tiles(NamedTuple):
+    """Queries and keys a tile, warps a program, stages of the key pipeline."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+# (largest padded head size, most queries) -> tiles, 16-bit inputs; measured on one H200.
+_TILES: tuple[tuple[int, int, Tiles], ...] = (
+    (64, 16, Tiles(16, 64, 4, 3)),
+    (64, 32, Tiles(32, 64, 4, 3)),
+    (64, 128, Tiles(64, 64, 4, 3)),
+    (64, 1 << 31, Tiles(128, 64, 4, 3)),
+    (128, 16, Tiles(16, 64, 4, 3)),
+    (128, 32, Tiles(32, 64, 4, 3)),
+    (128, 128, Tiles(64, 64, 4, 3)),
+    (128, 1 << 31, Tiles(128, 64, 8, 3)),
+    (256, 16, Tiles(16, 32, 4, 2)),
+    (256, 1 << 31, Tiles(64, 32, 8, 2)),
+)
+# float32 tiles take twice the space, and exact float32 products run on the plain cores.
+_FLOAT32_TILES = ((64, Tiles(32, 32, 4, 2)), (256, Tiles(16, 32, 4, 2)))
+
+
+def choose_tiles(head_size: int, queries: int, dtype: torch.dtype) -> Tiles:
+    """Tile sizes for a padded head size; a pure function, so that no call waits for a search."""
+    if dtype == torch.float32:
+        return next(tiles for most, tiles in _FLOAT32_TILES if head_size <= most)
+    return next(tiles for size, most, tiles in _TILES if head_size <= size and queries <= most)
+
+
+def choose_splits(programs: int, key_tiles: int) -> int:
+    """Parts that the keys are cut into (a power of two): enough programs, and two tiles a part at least."""
+    splits = 1
+    while splits < MOST_SPLITS and programs * splits < PROGRAMS_WANTED and key_tiles >= 4 * splits:
+        splits *= 2
+    return splits
+
+
+def attention_entropy_triton(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention and the entropy of its rows (equation 2 of the paper) in one pass over the keys.
+
+    q `[B, H, Nq, D]`, k `[B, Hkv, Nk, D]`, v `[B, Hkv, Nk, Dv]`, any strides; bias bool or floating,
+    broadcastable to `[B, H, Nq, Nk]`. Returns out `[B, H, Nq, Dv]`, the transpose of a contiguous
+    `[B, Nq, H, Dv]`, in q's dtype, and entropy `[B, H, Nq]` in float32. float64 has no tensor cores and is
+    asked for by checks only: it runs as the reference. Raises nothing; callers check the arguments.
+    """
+    if q.dtype == torch.float64:
+        return attention_entropy_reference(q, k, v, bias, scale)
+    batch, heads, queries, head_size = q.shape
+    keys, value_size = k.shape[2], v.shape[3]
+    out = q.new_empty((batch, queries, heads, value_size)).transpose(1, 2)
+    entropy = q.new_empty((batch, heads, queries), dtype=torch.float32)
+    if entropy.numel() == 0 or keys == 0:
+        return out.zero_(), entropy.zero_()
+    block_d, block_dv = _padded(head_size), _padded(value_size)
+    tiles = choose_tiles(max(block_d, block_dv), queries, q.dtype)
+    blocks = math.ceil(queries / tiles.queries) * batch * heads
+    splits = choose_splits(blocks, math.ceil(keys / tiles.keys))
+    parts = _parts(splits, entropy, value_size)
+    factor = (1.0 / math.sqrt(head_size) if scale is None else scale) * kernels.LOG2_E.value
+    mask, mask_strides, mask_kind = _bias(bias, q, keys)
+    kernels.attention_entropy[(blocks * splits,)](
+        q, k, v, mask, out, entropy, *parts,
+        *q.stride(), *k.stride(), *v.stride(), *out.stride(), *mask_strides,
+        heads, heads // k.shape[1], queries, keys, factor,
+        head_size, value_size, block_d, block_dv, tiles.queries, tiles.keys, splits, mask_kind,
+        "ieee" if q.dtype == torch.float32 else "tf32",
+        num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+    if splits > 1:
+        programs = math.ceil(queries / JOIN_ROWS) * batch * heads
+        kernels.join_splits[(programs,)](
+            *parts, out, entropy, *out.stride(), heads, queries, keys,
+            value_size, block_dv, JOIN_ROWS, splits,
+        )  # fmt: skip
+    return out, entropy
+
+
+def _padded(size: int) -> int:
+    return max(_SMALLEST_DOT, 1 << (size - 1).bit_length())
+
+
+def _parts(splits: int, entropy: Tensor, value_size: int) -> tuple[Tensor, Tensor]:
+    """Space for the splits' unnormalised outputs and statistics; a stand-in where there is one split."""
+    if splits == 1:
+        return entropy, entropy
+    return entropy.new_empty((splits, *entropy.shape, value_size)), entropy.new_empty(
+        (splits, *entropy.shape, 3)
+    )
+
+
+def _bias(bias: Tensor | None, q: Tensor, keys: int) -> tuple[Tensor, tuple[int, ...], Any]:
+    """Bias, its strides over [B, H, Nq, Nk] (0 where it broadcasts), and its kind."""
+    if bias is None:
+        return q, (0, 0, 0, 0), kernels.NO_BIAS.value
+    full = bias.expand(*q.shape[:3], keys)
+    if bias.dtype == torch.bool:
+        return full.view(torch.uint8), full.stride(), kernels.BOOL_BIAS.value
+    return full, full.stride(), kernels.FLOAT_BIAS.value
