@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_code() -> Iterator[None]:
-    """Dynamo keeps graphs per code object, up to a limit: what one module compiled must not fill another's."""
+    """Dynamo keeps graphs per code object, up to a limit that one test module must not use up for others."""
     yield
     torch._dynamo.reset()
     toprovar_compiler.reset()

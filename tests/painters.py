@@ -1,4 +1,4 @@
-"""Functions for ``toprovar --model tests.painters:NAME``: small models with random weights, and broken ones."""
+"""Functions for ``toprovar --model tests.painters:NAME``: a small random model, and broken ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Logits(nn.Linear):
         return torch.zeros(len(prompts), seed + 1)
 
 
-def no_pictures(device: torch.device, dtype: torch.dtype) -> nn.Module:
+def no_blocks(device: torch.device, dtype: torch.dtype) -> nn.Module:
     return _Logits(2, 2, device=device, dtype=dtype)
 
 

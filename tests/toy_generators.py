@@ -258,7 +258,9 @@ class TextVAR(nn.Module):
         return f_hat
 
 
-def make(kind: type[nn.Module], seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: object) -> nn.Module:
+def make(
+    kind: type[nn.Module], seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: object
+) -> nn.Module:
     """A toy with reproducible weights, in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

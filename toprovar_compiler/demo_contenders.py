@@ -17,6 +17,7 @@ from toprovar_compiler.blocks import find_blocks
 from toprovar_compiler.cli_model import paint
 
 EAGER, INDUCTOR, DENSE, PRUNED = "eager", "Inductor", "toprovar dense", "toprovar"
+PLAIN_BACKEND = "inductor"
 
 
 @dataclass
@@ -69,7 +70,7 @@ def make_contenders(model: nn.Module, options: Mapping[str, Any]) -> tuple[Conte
     toprovar_compiler.compile(pruned, **options)
     toprovar_compiler.compile(dense, policy="dense", blocks=where)
     for block in find_blocks(inductor, where):
-        block.compile(backend="inductor", dynamic=None)
+        block.compile(backend=PLAIN_BACKEND, dynamic=None)
     return (
         Contender(EAGER, model),
         Contender(INDUCTOR, inductor),

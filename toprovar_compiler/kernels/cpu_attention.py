@@ -1,5 +1,7 @@
 """Attention with entropy on CPU, in torch operations, without the full matrix in memory.
 
+(They run on any device; the Triton path hands float64 to them, which has no kernel there.)
+
 The work is cut into tiles of some heads x some queries x some keys. A tile's logits live in a buffer that
 is allocated once a call and is small enough for the caches; every step but the two matrix products works
 in place on it.
@@ -119,8 +121,8 @@ class _Call:
         # and no 0 * -inf can arise. A row whose maximum is no larger is fully masked.
         self.masked = torch.finfo(compute).min / 2
         size = tiling.batches * tiling.heads * self.group * tiling.queries * tiling.keys
-        self.logits = torch.empty(size, dtype=compute)
-        self.weights = torch.empty(size, dtype=compute)
+        self.logits = q.new_empty(size, dtype=compute)
+        self.weights = q.new_empty(size, dtype=compute)
 
     def run(self) -> None:
         tiling, kv_heads = self.tiling, self.k.shape[1]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from toprovar_compiler.kernels import triton_kernels as kernels
-from toprovar_compiler.kernels.reference import attention_entropy_reference
+from toprovar_compiler.kernels.cpu_attention import attention_entropy_cpu
 
 # Below this many programs a GPU of the H100's size stands half empty, and the keys are split.
 PROGRAMS_WANTED = 128
@@ -66,37 +66,43 @@ def attention_entropy_triton(
 
     q `[B, H, Nq, D]`, k `[B, Hkv, Nk, D]`, v `[B, Hkv, Nk, Dv]`, any strides; bias bool or floating,
     broadcastable to `[B, H, Nq, Nk]`. Returns out `[B, H, Nq, Dv]`, the transpose of a contiguous
-    `[B, Nq, H, Dv]`, in q's dtype, and entropy `[B, H, Nq]` in float32. float64 has no tensor cores and is
-    asked for by checks only: it runs as the reference. Raises nothing; callers check the arguments.
+    `[B, Nq, H, Dv]`, in q's dtype, and entropy `[B, H, Nq]` in float32. float64, which only checks ask
+    for, runs as torch operations on tiles. Raises nothing; callers check the arguments.
     """
     if q.dtype == torch.float64:
-        return attention_entropy_reference(q, k, v, bias, scale)
+        return attention_entropy_cpu(q, k, v, bias, scale)
+    if q.is_cuda and q.device.index != torch.cuda.current_device():
+        # Triton launches on the current device, whatever device its arguments are on.
+        with torch.cuda.device(q.device):
+            return attention_entropy_triton(q, k, v, bias, scale)
     batch, heads, queries, head_size = q.shape
     keys, value_size = k.shape[2], v.shape[3]
     out = q.new_empty((batch, queries, heads, value_size)).transpose(1, 2)
     entropy = q.new_empty((batch, heads, queries), dtype=torch.float32)
     if entropy.numel() == 0 or keys == 0:
         return out.zero_(), entropy.zero_()
+    factor = 1.0 / math.sqrt(head_size) if scale is None else scale
+    if factor < 0:
+        q, factor = q.neg(), -factor
     block_d, block_dv = _padded(head_size), _padded(value_size)
     tiles = choose_tiles(max(block_d, block_dv), queries, q.dtype)
     blocks = math.ceil(queries / tiles.queries) * batch * heads
     splits = choose_splits(blocks, math.ceil(keys / tiles.keys))
     parts = _parts(splits, entropy, value_size)
-    factor = (1.0 / math.sqrt(head_size) if scale is None else scale) * kernels.LOG2_E.value
     mask, mask_strides, mask_kind = _bias(bias, q, keys)
     kernels.attention_entropy[(blocks * splits,)](
         q, k, v, mask, out, entropy, *parts,
         *q.stride(), *k.stride(), *v.stride(), *out.stride(), *mask_strides,
-        heads, heads // k.shape[1], queries, keys, factor,
-        head_size, value_size, block_d, block_dv, tiles.queries, tiles.keys, splits, mask_kind,
+        heads, heads // k.shape[1], queries, keys, splits, factor * kernels.LOG2_E.value,
+        head_size, value_size, block_d, block_dv, tiles.queries, tiles.keys, splits > 1, mask_kind,
         "ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     if splits > 1:
         programs = math.ceil(queries / JOIN_ROWS) * batch * heads
         kernels.join_splits[(programs,)](
-            *parts, out, entropy, *out.stride(), heads, queries, keys,
-            value_size, block_dv, JOIN_ROWS, splits,
+            *parts, out, entropy, *out.stride(), heads, queries, keys, splits,
+            value_size, block_dv, JOIN_ROWS,
         )  # fmt: skip
     return out, entropy
 

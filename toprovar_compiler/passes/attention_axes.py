@@ -22,11 +22,10 @@ def type_cache(
     node: fx.Node, operands: list[fx.Node], axes: dict[fx.Node, Axes], symbol: sympy.Symbol
 ) -> Axes:
     """``cat([cache, new keys])``: attention does not mind the order of keys, so the new ones may be fewer."""
-    others = [m for m in node.all_input_nodes if m not in operands]
-    if len(operands) != 1 or any(carries(m, symbol) for m in others):
+    joined: list[fx.Node] = list(argument(node, "tensors"))
+    if sum(carries(m, symbol) for m in joined) != 1:
         raise refuse(node, "joins tokens with other tokens")
     own = axes[operands[0]]
-    joined: list[fx.Node] = list(argument(node, "tensors"))
     last = joined[-1] is operands[0]
     if (not last and joined[0] is not operands[0]) or (own.kind == "context" and own.last != last):
         raise refuse(node, "puts the tokens between other keys")

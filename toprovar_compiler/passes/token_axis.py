@@ -27,6 +27,8 @@ from toprovar_compiler.passes.attention import (
     find_attention,
     is_self_attention,
 )
+from toprovar_compiler.passes.attention_axes import joins_tokens, type_attention, type_cache
+from toprovar_compiler.passes.axes import Axes
 from toprovar_compiler.passes.graph_tools import (
     ancestors,
     aten,
