@@ -39,6 +39,7 @@ test: $(INSTALLED)
 check: lint types test
 
 bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.attention
 	$(BIN)/python -m benchmarks.generation
 
 clean:

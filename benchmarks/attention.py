@@ -2,9 +2,10 @@
 
     python -m benchmarks.attention [--rounds 9] [--out benchmarks/results]
 
-On CPU: the operator against torch's SDPA in float32 and bfloat16 at the embedded model's shapes. On a GPU: the
-Triton kernel against SDPA's FlashAttention and cuDNN, and against naive entropy (attention, then the whole
-matrix again), bfloat16, at the shapes of Infinity-2B, Infinity-8B, HART and VAR. Shapes are B, H, Nq, Nk, D.
+On CPU: the operator against torch's SDPA in float32 and bfloat16 at the embedded model's shapes. On a GPU:
+the Triton kernel against SDPA's FlashAttention and cuDNN, and against naive entropy (attention, then the
+whole matrix again), bfloat16, at the shapes of Infinity-2B, Infinity-8B, HART and VAR. Shapes are B, H, Nq,
+Nk, D.
 """
 
 from __future__ import annotations
@@ -155,7 +156,10 @@ def main() -> None:
         totals = {name: sum(s["seconds"][name]["median"] for s in scales) for name in ["toprovar", *names]}
         report["infinity_2b_scales"] = {"scales": scales, "total_seconds": totals}
         ratios = ", ".join(f"{totals['toprovar'] / totals[name]:.2f} x {name}" for name in names)
-        print(f"{len(scales)} scales of Infinity-2B that all rivals support, one layer: {totals['toprovar'] * 1e3:.3f} ms = {ratios}")
+        print(
+            f"{len(scales)} scales of Infinity-2B that all rivals support, one layer: "
+            f"{totals['toprovar'] * 1e3:.3f} ms = {ratios}"
+        )
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"attention-{device}.json"
     path.write_text(json.dumps(report, indent=1))

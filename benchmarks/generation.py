@@ -3,8 +3,8 @@
     python -m benchmarks.generation [--batch 4] [--rounds 5] [--keep-ratio 0.3] [--out benchmarks/results]
 
 All variants run the same prompts and seeds, warm, interleaved in one process; ratios are medians of the
-rounds' ratios. "transformer" is the time inside the repeated blocks, "total" the whole ``generate`` call. Peak memory is
-taken in a process of its own per variant (resident set on CPU, allocated bytes on a GPU).
+rounds' ratios. "transformer" is the time inside the repeated blocks, "total" the whole ``generate`` call.
+Peak memory is taken in a process of its own per variant (resident set on CPU, allocated bytes on a GPU).
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def measure_memory(arguments: argparse.Namespace) -> int:
 
 def table(results: dict[str, Any]) -> str:
     lines = [
-        "| variant | transformer: vs Inductor | vs eager | whole generate: vs Inductor | vs eager | peak memory |",
+        "| variant | blocks: vs Inductor | vs eager | whole generate: vs Inductor | vs eager | peak memory |",
         "|---|---|---|---|---|---|",
     ]
     for variant in VARIANTS:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from toprovar_compiler.environment import commit
+from toprovar_compiler.environment import environment as package_environment
 
 Call = Callable[[], Any]
 
@@ -20,39 +21,9 @@ _FLUSH_BYTES = 256 * 2**20
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device, commit and command, as JSON-ready values."""
-    found: dict[str, Any] = {
-        "command": " ".join([sys.executable.rsplit("/", 1)[-1], *sys.argv]),
-        "commit": _git("rev-parse", "HEAD"),
-        "changed_files": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "processor": _processor(),
-    }
-    try:
-        found["triton"] = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        found["triton"] = None
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-        found["cuda"] = torch.version.cuda
-    return found
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+    """Versions, devices, commit and command, as JSON-ready values."""
+    command = " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    return {"command": command, "commit": commit(), **package_environment()}
 
 
 def interleaved(calls: dict[str, Call], rounds: int, device: str) -> dict[str, dict[str, float]]:

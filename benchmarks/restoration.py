@@ -1,9 +1,10 @@
 """Which parts suit the embedded model: entropy source, restoration and pruned keys, by likeness to dense.
 
-    python -m benchmarks.restoration [--prompts 8] [--seeds 2] [--keep-ratio 0.3 0.5] [--out benchmarks/results]
+    python -m benchmarks.restoration [--prompts 8] [--seeds 2] [--keep-ratio 0.3 0.5] [--out FOLDER]
 
-Every candidate paints the same prompts with the same seeds as the dense run; SSIM and PSNR are to the dense picture of the
-same seed, averaged. "exit-all" keeps two tokens a scale: the floor, as good as stopping before the late scales.
+Every candidate paints the same prompts with the same seeds as the dense run; SSIM and PSNR are to the dense
+picture of the same seed, averaged. "exit-all" keeps two tokens a scale: the floor, as good as stopping before
+the late scales.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ def main() -> None:
         )
         last = rows[-1]
         print(
-            f"| {name} | {ratio:g} | {last['ssim']:.3f} | {last['psnr_db']:.1f} | {last['flops_ratio']:.2f}x fewer |",
+            f"| {name} | {ratio:g} | {last['ssim']:.3f} | {last['psnr_db']:.1f} "
+            f"| {last['flops_ratio']:.2f}x fewer |",
             flush=True,
         )
     arguments.out.mkdir(parents=True, exist_ok=True)

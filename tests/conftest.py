@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
 
-import toprovar_compiler
-
 THREADS = 2
+
+if not torch.cuda.is_available():
+    # Triton reads this when it defines a function, so it must be set before anything imports Triton, as
+    # toprovar_compiler does.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Random examples that differ from run to run would make a test flaky; `--hypothesis-profile=explore` does so.
 settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
@@ -34,6 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_code() -> Iterator[None]:
     """Dynamo keeps graphs per code object, up to a limit that one test module must not use up for others."""
+    import toprovar_compiler
+
     yield
     torch._dynamo.reset()
     toprovar_compiler.reset()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -54,10 +54,11 @@ class ToprovarModule(OptimizedModule):
         return found
 
     def __getattr__(self, name: str) -> Any:
-        found = super().__getattr__(name)
-        inner: Any = self.__dict__.get("_orig_mod") or self._modules["_orig_mod"]
+        found: Any = super().__getattr__(name)
+        inner = cast(nn.Module, self.__dict__.get("_orig_mod", self._modules.get("_orig_mod")))
         compiled_model = self.compilation
-        if isinstance(found, types.MethodType) and found.__self__ is inner:
+        bound = isinstance(found, types.MethodType) and found.__self__ is inner
+        if bound:
             return _while_active(compiled_model, inner, found)
         if isinstance(found, nn.Module) and found is not inner and compiled_model.lies_within(found):
             return ToprovarModule(found, self.dynamo_ctx, compiled_model)

@@ -15,6 +15,7 @@ import torch
 
 import toprovar_compiler
 
+COMMIT_VARIABLE = "TOPROVAR_COMMIT"
 _GIT_SECONDS = 10
 
 
@@ -55,10 +56,14 @@ def gpu_facts(index: int) -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any] | None:
-    """The commit of the checkout that this package runs from and whether files differ; None elsewhere."""
+    """The commit of the checkout that this package runs from and whether files differ; None elsewhere.
+
+    For a copy of a checkout without its history, the variable ``TOPROVAR_COMMIT`` may name the commit.
+    """
     root = Path(toprovar_compiler.__file__).resolve().parent.parent
     if not (root / ".git").exists() or shutil.which("git") is None:
-        return None
+        named = os.environ.get(COMMIT_VARIABLE)
+        return {"id": named, "modified": None} if named else None
     head = _git(root, "rev-parse", "HEAD")
     if head is None:
         return None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from examples.emojivar import Config, EmojiVAR, load
 from examples.emojivar.atlas import Atlas, read_atlas
@@ -22,14 +24,48 @@ SMALL = Config(
 )
 
 
-@pytest.fixture
-def small_model() -> Callable[[torch.dtype], EmojiVAR]:
-    """Makes equal small models, in any dtype."""
+class Recorder:
+    """Codes and logits of a generation, scale by scale."""
 
-    def make(dtype: torch.dtype = torch.float64) -> EmojiVAR:
+    def __init__(self, model: EmojiVAR) -> None:
+        self.codes: list[Tensor] = []
+        self.logits: list[Tensor] = []
+        self.hooks = [
+            model.tokenizer.codebook.register_forward_hook(lambda _m, args, _out: self.codes.append(args[0])),
+            model.head.register_forward_hook(lambda _m, _args, out: self.logits.append(out)),
+        ]
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
+@dataclass
+class Painting:
+    """Pictures of the released model, and the codes that they were made of."""
+
+    prompts: list[str]
+    images: Tensor
+    codes: list[Tensor]
+
+
+@pytest.fixture
+def record() -> type[Recorder]:
+    """A context manager that notes the codes and logits of a model's generation."""
+    return Recorder
+
+
+@pytest.fixture
+def small_model() -> Callable[..., EmojiVAR]:
+    """Makes equal small models, in any dtype and of any sizes."""
+
+    def make(dtype: torch.dtype = torch.float64, **sizes: object) -> EmojiVAR:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = EmojiVAR(SMALL)
+            model = EmojiVAR(replace(SMALL, **sizes))
             for parameter in model.parameters():
                 parameter.data += 0.15 * torch.randn_like(parameter)
         return model.to(dtype).eval().requires_grad_(False)
@@ -41,6 +77,15 @@ def small_model() -> Callable[[torch.dtype], EmojiVAR]:
 def released() -> EmojiVAR:
     """The model in the repository, float32 on the CPU; tests leave it as it is."""
     return load()
+
+
+@pytest.fixture(scope="session")
+def painting(released: EmojiVAR) -> Painting:
+    """Two pictures of the released model: one generation serves several tests."""
+    prompts = ["a blue heart on a plain white background", "a pig on a plain navy background"]
+    with Recorder(released) as recorder:
+        images = released.generate(prompts, seed=0)
+    return Painting(prompts, images, recorder.codes)
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,6 +16,7 @@ from torch._dynamo.source import ConstantSource
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.utils._traceback import CapturedTraceback
 
 from toprovar_compiler.capture import capture
 from toprovar_compiler.passes.base import GraphPass
@@ -40,8 +44,16 @@ def capture_program(program: Program, inputs: Inputs, dynamic: Axes, *, duck: bo
         nodes.append(node)
     names = list(inputs)
     graph.output(graph.call_function(lambda *values: program(dict(zip(names, values, strict=True))), tuple(nodes)))
-    with tracing(TracingContext(mode)), torch.no_grad():
+    with tracing(TracingContext(mode)), torch.no_grad(), _quick_tracing():
         return capture(fx.GraphModule(nn.Module(), graph))
+
+
+@contextlib.contextmanager
+def _quick_tracing() -> Iterator[None]:
+    """Leaves out what takes a third of the time and no test reads: a stack trace in each node, a cache."""
+    no_stack = mock.patch.object(CapturedTraceback, "summary", lambda _: traceback.StackSummary())
+    with no_stack, torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+        yield
 
 
 def _fake(mode: FakeTensorMode, name: str, tensor: Tensor, axes: Sequence[int]) -> Tensor:

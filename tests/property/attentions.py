@@ -298,7 +298,9 @@ ATTEND: dict[str, Attend] = {**SUPPORTED, **GROUPED, **MIXING, **UNSURE}
 
 
 def _text(q: Tensor, env: Env) -> tuple[Tensor, Tensor]:
-    k, v = F.linear(env["text"], env["w_text"]).unflatten(-1, (2 * q.shape[1], -1)).transpose(1, 2).chunk(2, 1)
+    k, v = (
+        F.linear(env["text"], env["w_text"]).unflatten(-1, (2 * q.shape[1], -1)).transpose(1, 2).chunk(2, 1)
+    )
     return k, v
 
 
@@ -350,7 +352,7 @@ def _cross_memory_heads(q: Tensor, env: Env, table: Tensor | None) -> Tensor:
     return (q @ memory.transpose(2, 3)).softmax(-1) @ memory
 
 
-CROSS: dict[str, Callable[[Tensor, Env, "Tensor | None"], Tensor]] = {
+CROSS: dict[str, Callable[[Tensor, Env, Tensor | None], Tensor]] = {
     "text": _cross_text,
     "text_hand": _cross_hand,
     "text_mask": _cross_text_mask,

@@ -17,7 +17,8 @@ HEAD_WIDTH = 4
 
 PROJECTIONS = ("packed", "stacked", "chunk", "separate", "sequence", "permuted", "split")
 HEAD_OPS = ("none", "norm", "scale", "rms", "table", "rope", "sequence_table")
-CACHES = ("heads", "sequence", "none", "values_reversed")
+CACHES = ("heads", "sequence", "none")
+HARD_CACHES = ("values_reversed", "middle")
 EXTRAS = ("none", "table", "free")
 HARD_EXTRAS = ("count", "second", "features", "packed", "input", "keys_count", "key_mean")
 
@@ -41,6 +42,8 @@ class Block:
     head_table: Table | None = None
     cache: str = "heads"
     attention: str = "sdpa"
+    out_op: str = "none"
+    out_table: Table | None = None
     after: tuple[Step, ...] = ()
     cross: str = "none"
     cross_table: Table | None = None
@@ -48,7 +51,11 @@ class Block:
 
     def tables(self) -> list[Table]:
         steps = [step.table for step in (*self.before, *self.after)]
-        return [t for t in (*steps, self.packed_table, self.head_table, self.cross_table) if t is not None]
+        return [
+            t
+            for t in (*steps, self.packed_table, self.head_table, self.out_table, self.cross_table)
+            if t is not None
+        ]
 
 
 @dataclass(frozen=True)
@@ -94,9 +101,10 @@ def body(blocks: tuple[Block, ...], shape: Shape, x: Tensor, env: Env) -> tuple[
 def _block(block: Block, shape: Shape, x: Tensor, env: Env, number: int) -> tuple[Tensor, Tensor, Tensor]:
     h = _chain(block.before, x, env)
     q, k, v = _project(block, shape, h, env)
-    q, k = _head_op(block, q, env), _head_op(block, k, env)
+    q = _head_op(block.head_op, block.head_table, q, env)
+    k = _head_op(block.head_op, block.head_table, k, env)
     keys, values = _cache(block, k, v, env, number)
-    out = ATTEND[block.attention](q, keys, values, env)
+    out = _head_op(block.out_op, block.out_table, ATTEND[block.attention](q, keys, values, env), env)
     B, N = x.shape[0], x.shape[1]
     attended = out.transpose(1, 2).reshape(B, N, shape.width)
     x = x + F.linear(attended, env["proj"], env["b0"])
@@ -148,24 +156,25 @@ def _project(block: Block, shape: Shape, h: Tensor, env: Env) -> tuple[Tensor, T
     return one, two, three
 
 
-def _head_op(block: Block, t: Tensor, env: Env) -> Tensor:
-    table = env.tables[block.head_table] if block.head_table is not None else None
-    if block.head_op == "norm":
+def _head_op(name: str, which: Table | None, t: Tensor, env: Env) -> Tensor:
+    """An op on [B, H, N, D]."""
+    table = env.tables[which] if which is not None else None
+    if name == "norm":
         return F.normalize(t, dim=-1) * 2.0
-    if block.head_op == "scale":
+    if name == "scale":
         return t * env["cond"][:, : t.shape[-1]][:, None, None].sigmoid()
-    if block.head_op == "rms":
+    if name == "rms":
         return F.rms_norm(t, t.shape[-1:], eps=1e-6)
     if table is None:
         return t
-    if block.head_op == "rope":
+    if name == "rope":
         half = t.shape[-1] // 2
         angle = table[..., :half]
         one, two = t.chunk(2, -1)
         return torch.cat([one * angle.cos() - two * angle.sin(), one * angle.sin() + two * angle.cos()], -1)
-    if block.head_op == "sequence_table":
+    if name == "sequence_table":
         return (t.transpose(1, 2) * table).transpose(1, 2)
-    return t * table + 0.1 * table
+    return table * t + 0.1 * table
 
 
 def _cache(block: Block, k: Tensor, v: Tensor, env: Env, number: int) -> tuple[Tensor, Tensor]:
@@ -177,6 +186,8 @@ def _cache(block: Block, k: Tensor, v: Tensor, env: Env, number: int) -> tuple[T
         return k, torch.cat([past_v.transpose(1, 2), v.transpose(1, 2)], dim=-3).transpose(1, 2)
     if block.cache == "values_reversed":
         return torch.cat([past_k, k], 2), torch.cat([v, past_v], 2)
+    if block.cache == "middle":
+        return torch.cat([past_k, k, past_k], 2), torch.cat([past_v, v, past_v], 2)
     return torch.cat([past_k, k], 2), torch.cat((past_v, v), dim=-2)
 
 

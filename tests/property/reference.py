@@ -50,7 +50,9 @@ def make_inputs(shape: Shape, blocks: tuple[Block, ...], seed: int) -> dict[str,
     return inputs | {"row_bias": normal(B, shape.heads, 1, 1)}
 
 
-def dynamic_axes(inputs: dict[str, Tensor], *, batch: bool = False, text: bool = False) -> dict[str, tuple[int, ...]]:
+def dynamic_axes(
+    inputs: dict[str, Tensor], *, batch: bool = False, text: bool = False
+) -> dict[str, tuple[int, ...]]:
     """Which sizes are symbolic: always those of tokens and caches, those of samples and text on demand."""
     axes: dict[str, tuple[int, ...]] = {"x": (1,), "rope": (0,)}
     axes |= {name: (2,) for name in inputs if name.startswith("cache")}
@@ -95,9 +97,13 @@ def pruned(
         env = Env(mine, rows, shape.tokens, [])
         samples.append(body(blocks, shape, x, env))
         entropies.append(env.entropies or [])
-    outputs = [_join(position, parts, whole.outputs) for position, parts in enumerate(zip(*samples, strict=True))]
+    caches = 2 * sum(block.cache != "none" for block in blocks)
+    outputs: list[object] = [torch.cat(parts) for parts in list(zip(*samples, strict=True))[: 1 + caches]]
     outputs[0] = _scattered(base, index, outputs[0])
-    return Expected(outputs, [torch.cat(parts) for parts in zip(*entropies, strict=True)])
+    # What else is returned does not depend on the tokens: it stays as it was.
+    return Expected(
+        outputs + whole.outputs[1 + caches :], [torch.cat(p) for p in zip(*entropies, strict=True)]
+    )
 
 
 def _is_per_sample(name: str) -> bool:
@@ -110,19 +116,6 @@ def _rows_of(whole: Expected, index: Tensor, base: Tensor) -> Expected:
     rows = torch.arange(index.shape[0])[:, None]
     outputs = [_scattered(base, index, first[rows, index]), *whole.outputs[1:]]
     return Expected(outputs, [entropy[rows, index] for entropy in whole.entropies])
-
-
-def _join(position: int, parts: tuple[object, ...], whole: list[object]) -> object:
-    """The stream, keys and values of the samples together; what does not depend on tokens as it was."""
-    tensors = [part for part in parts if isinstance(part, Tensor)]
-    if position > 0 and not _is_cache(position, whole):
-        return whole[position]
-    return torch.cat(tensors) if tensors else parts[0]
-
-
-def _is_cache(position: int, whole: list[object]) -> bool:
-    value = whole[position]
-    return isinstance(value, Tensor) and value.dim() == 4 and value.shape[-1] == HEAD_WIDTH
 
 
 def _scattered(base: Tensor, index: Tensor, kept: object) -> Tensor:

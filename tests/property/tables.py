@@ -14,21 +14,24 @@ SOURCES = (
     "tail",
     "arange",
     "lookup",
+    "constant",
     "chunk",
     "split",
     "unbind",
     "cumsum",
-    "grid",
 )
 """Where a table comes from; "chunk", "split" and "unbind" take one part of a tuple made from an arange."""
 
 LAYOUTS = {
     "stream": ("nd", "1nd", "bnd", "n1"),
-    "heads": ("nd", "1nd", "hnd", "11nd", "b1nd", "bhnd", "n1"),
+    "heads": ("nd", "1nd", "hnd", "11nd", "b1nd", "bhnd", "n1", "hnd~", "bhnd~"),
     "packed": ("nd", "11nd", "111nd", "b1nd", "3b1nd", "n1"),
     "tokens": ("n1d", "1n1d", "bn1d", "nhd", "n11"),
 }
-"""By the place where a table is used: [B,N,C], [B,H,N,D], [3,B,H,N,D], [B,N,H,D]; letters are dimensions."""
+"""By the place where a table is used: [B,N,C], [B,H,N,D], [3,B,H,N,D], [B,N,H,D]; letters are dimensions.
+
+With a "~" the tokens lie before the heads in memory.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,10 @@ def make(table: Table, sizes: Sizes, inputs: dict[str, Tensor]) -> Tensor:
     rows = _rows(table, sizes, inputs)
     if "n1" in table.layout and "d" not in table.layout:
         rows = rows[:, :1]
-    return _arrange(rows, table.layout, sizes)
+    value = _arrange(rows, table.layout.rstrip("~"), sizes)
+    if table.layout.endswith("~"):
+        value = value.transpose(-3, -2).contiguous().transpose(-3, -2)
+    return value
 
 
 def take(value: Tensor, layout: str, sample: int, index: Tensor) -> Tensor:
@@ -85,10 +91,10 @@ def _rows(table: Table, sizes: Sizes, inputs: dict[str, Tensor]) -> Tensor:
         return torch.cat([angle.cos(), angle.sin()], -1).split([width, width], -1)[0]
     if table.source == "unbind":
         return torch.stack([angle.cos(), angle.sin()]).unbind(0)[1]
+    if table.source == "constant":
+        return angle * torch.tensor([0.5, 2.0, 1.0, 0.7, 1.1, 0.2, 3.0, 0.9] * 2, dtype=torch.float64)[:width]
     if table.source == "cumsum":
         return torch.ones(n, width, dtype=torch.float64).cumsum(0) * 0.1
-    if table.source == "grid":
-        return torch.linspace(-1, 1, n, dtype=torch.float64)[:, None].expand(n, width) * 0.5
     return angle.cos()
 
 

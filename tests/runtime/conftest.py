@@ -44,8 +44,14 @@ def _lent(model: Any) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture
 def class_var(_shared_models: dict[type, Any]) -> Iterator[Callable[..., Any]]:
-    """Compiles the shared class-conditional toy with the options given: 5 scales, 3 layers, 2 rows a sample."""
+    """Compiles the shared class-conditional toy with given options: 5 scales, 3 layers, 2 rows a sample."""
     yield from _lent(_shared_models[ClassVAR])
+
+
+@pytest.fixture
+def plain_class_var(_shared_models: dict[type, Any]) -> Any:
+    """The shared class-conditional toy, not compiled; its graphs are there for any wrapper around it."""
+    return _shared_models[ClassVAR]
 
 
 @pytest.fixture

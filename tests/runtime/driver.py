@@ -16,7 +16,9 @@ WIDTH = 4
 class Driver:
     """A model of ``layers`` layers whose cache grows by what is kept."""
 
-    def __init__(self, *, layers: int = 3, schedule: tuple[int, ...] | None = None, **options: object) -> None:
+    def __init__(
+        self, *, layers: int = 3, schedule: tuple[int, ...] | None = None, **options: object
+    ) -> None:
         self.session = Session("driven", Options(**options), schedule)  # type: ignore[arg-type]
         self.layers, self.cache = layers, 0
 

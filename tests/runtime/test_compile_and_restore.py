@@ -36,7 +36,9 @@ def test_restored_model_is_bitwise_eager_again(class_var: Any, labels: Tensor) -
     model = class_var(keep_ratio=0.3)
     model.autoregressive_infer_cfg(labels)
     toprovar_compiler.restore(model)
-    assert torch.equal(model.autoregressive_infer_cfg(labels), make(ClassVAR).autoregressive_infer_cfg(labels))
+    assert torch.equal(
+        model.autoregressive_infer_cfg(labels), make(ClassVAR).autoregressive_infer_cfg(labels)
+    )
 
 
 def test_restore_removes_every_hook_and_compiled_call(class_var: Any, labels: Tensor) -> None:
@@ -79,39 +81,38 @@ def test_new_options_take_effect_without_new_graphs(class_var: Any, labels: Tens
     assert data["graphs"] == 0
 
 
-def test_a_compiled_model_that_ran_can_be_collected(labels: Tensor) -> None:
-    model = toprovar_compiler.compile(make(ClassVAR), keep_ratio=0.3)
-    model.autoregressive_infer_cfg(labels)
-    alive = [weakref.ref(model), weakref.ref(model.blocks[0])]
-    del model
-    gc.collect()
-    assert [ref() for ref in alive] == [None, None]
+@pytest.fixture(scope="module")
+def own_model() -> Any:
+    """A model whose weights these tests may change, pruned in place."""
+    return make(ClassVAR)
 
 
-def test_a_wrapped_model_that_ran_can_be_collected(labels: Tensor) -> None:
-    wrapped = torch.compile(make(ClassVAR), backend="toprovar", options={"keep_ratio": 0.3})
-    wrapped.autoregressive_infer_cfg(labels)
-    alive = weakref.ref(wrapped._orig_mod)
-    del wrapped
-    gc.collect()
-    assert alive() is None
-
-
-def test_weights_swapped_after_compilation_are_used(class_var: Any, labels: Tensor) -> None:
-    model, other = toprovar_compiler.compile(make(ClassVAR), keep_ratio=0.3), make(ClassVAR, seed=1)
+def test_weights_loaded_after_compilation_are_used(own_model: Any, labels: Tensor) -> None:
+    model, other = toprovar_compiler.compile(own_model, policy="dense"), make(ClassVAR, seed=1)
     model.autoregressive_infer_cfg(labels)
     model.load_state_dict(other.state_dict())
     model.vae_proxy[0].load_state_dict(other.vae_proxy[0].state_dict())
-    expected = toprovar_compiler.compile(other, keep_ratio=0.3).autoregressive_infer_cfg(labels)
-    assert torch.equal(model.autoregressive_infer_cfg(labels), expected)
+    assert torch.equal(model.autoregressive_infer_cfg(labels), other.autoregressive_infer_cfg(labels))
 
 
-def test_assigned_weights_are_the_same_layers(labels: Tensor) -> None:
-    model = toprovar_compiler.compile(make(ClassVAR), keep_ratio=0.3)
+def test_assigned_weights_are_the_same_layers(own_model: Any, labels: Tensor) -> None:
+    model = toprovar_compiler.compile(own_model, keep_ratio=0.3)
     model.autoregressive_infer_cfg(labels)
     model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
     model.autoregressive_infer_cfg(labels)
     assert [row["layer"] for row in toprovar_compiler.summary(model).to_dict()["per_layer"]] == [0, 1, 2]
+
+
+def test_models_that_ran_can_be_collected(labels: Tensor) -> None:
+    """Compiled in place, and through a wrapper too."""
+    model = toprovar_compiler.compile(make(ClassVAR), keep_ratio=0.3)
+    model.autoregressive_infer_cfg(labels)
+    wrapped = torch.compile(model, backend="toprovar", options={"keep_ratio": 0.5})
+    wrapped.autoregressive_infer_cfg(labels)
+    alive = [weakref.ref(model), weakref.ref(model.blocks[0]), weakref.ref(model.vae_proxy[0])]
+    del model, wrapped
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * 3
 
 
 def test_kept_tokens_are_shares_at_the_pruned_scales(class_var: Any, labels: Tensor) -> None:
@@ -119,12 +120,16 @@ def test_kept_tokens_are_shares_at_the_pruned_scales(class_var: Any, labels: Ten
     model.autoregressive_infer_cfg(labels)
     kept = toprovar_compiler.kept_tokens(model)
     assert {scale: tuple(share.shape) for scale, share in kept.items()} == {2: (2, 9), 3: (2, 16), 4: (2, 36)}
-    assert {scale: share.sum(1).tolist() for scale, share in kept.items()} == {2: [3, 3], 3: [5, 5], 4: [11, 11]}
+    assert {scale: share.sum(1).tolist() for scale, share in kept.items()} == {
+        2: [3, 3],
+        3: [5, 5],
+        4: [11, 11],
+    }
 
 
 def test_blocks_named_by_path_are_compiled(labels: Tensor) -> None:
     model = nn.Module()
-    model.var = make(ClassVAR)
+    model.var = make(ClassVAR, depth=2)
     toprovar_compiler.compile(model, blocks="var.blocks", start_scale=2)
     model.var.autoregressive_infer_cfg(labels)
     data = toprovar_compiler.summary(model).to_dict()

@@ -68,7 +68,9 @@ def test_layer_mean_is_the_mean_of_z_scored_maps_of_the_previous_scale() -> None
     scores = source.scores(_step(2, 0, 9))
     assert scores is not None
     expected = [
-        _nearest([statistics.fmean(c) for c in zip(*(_z_scores(m[s].tolist()) for m in maps), strict=True)], 9)
+        _nearest(
+            [statistics.fmean(c) for c in zip(*(_z_scores(m[s].tolist()) for m in maps), strict=True)], 9
+        )
         for s in range(SAMPLES)
     ]
     torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-14)

@@ -51,7 +51,9 @@ def test_bad_value_is_refused_with_value_and_expectation(given: dict[str, Any], 
 
 
 def test_unknown_option_is_refused_with_the_nearest_known_name() -> None:
-    with pytest.raises(OptionError, match="unknown option 'keepratio'.*did you mean 'keep_ratio'.*start_scale"):
+    with pytest.raises(
+        OptionError, match="unknown option 'keepratio'.*did you mean 'keep_ratio'.*start_scale"
+    ):
         parse_options({"keepratio": 0.5})
 
 
@@ -94,7 +96,9 @@ def test_refused_options_leave_a_compiled_model_as_it_was(class_var: Any, labels
     assert torch.equal(model.autoregressive_infer_cfg(labels), picture)
 
 
-def test_start_scale_outside_an_unstated_schedule_is_refused_once_the_scales_ran(prompt: torch.Tensor) -> None:
+def test_start_scale_outside_an_unstated_schedule_is_refused_once_the_scales_ran(
+    prompt: torch.Tensor,
+) -> None:
     model = torch.compile(make(TextVAR, sides=(1, 2)), backend="toprovar", options={"start_scale": 2})
     with pytest.raises(OptionError, match=r"got 2 for one of 2 scales \(0 to 1\)"):
         model.paint(prompt)
@@ -129,7 +133,11 @@ def test_a_model_without_repeated_blocks_names_the_remedy() -> None:
         toprovar_compiler.compile(torch.nn.Linear(2, 2))
 
 
-@pytest.mark.parametrize("ask", [toprovar_compiler.summary, toprovar_compiler.kept_tokens, toprovar_compiler.restore])
+@pytest.mark.parametrize(
+    "ask", [toprovar_compiler.summary, toprovar_compiler.kept_tokens, toprovar_compiler.restore]
+)
 def test_asking_for_a_model_that_is_not_compiled_names_the_remedy(ask: Any) -> None:
-    with pytest.raises(UnsupportedModelError, match="requires a .*compiled.*, got a ClassVAR that is not; .+"):
+    with pytest.raises(
+        UnsupportedModelError, match="requires a .*compiled.*, got a ClassVAR that is not; .+"
+    ):
         ask(make(ClassVAR))

@@ -101,7 +101,11 @@ def test_keep_ratio_may_differ_by_scale() -> None:
 def test_a_layers_budget_moves_between_full_and_keep_ratio(budget: float, keep: int | None) -> None:
     """K = (1 - R (1 - keep_ratio)) N, eq. 4's R: 0 is Global and runs in full, 1 is Detail."""
     policy = _policy(
-        keep_ratio=0.25, start_scale=3, restoration="bypass", entropy_source="same-layer", layer_budgets=[budget, 1]
+        keep_ratio=0.25,
+        start_scale=3,
+        restoration="bypass",
+        entropy_source="same-layer",
+        layer_budgets=[budget, 1],
     )
     _run_dense(policy, 2)
     decision = policy.decide(_step(3), _stream(_step(3)))

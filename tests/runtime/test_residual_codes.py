@@ -100,7 +100,9 @@ def test_vectors_of_dropped_tokens_are_exactly_zero_and_kept_ones_bitwise_the_sa
         assert torch.equal(zeroed[row, column], expected)
 
 
-@pytest.mark.parametrize("hide", [lambda m: (m,), lambda m: [m], lambda m: ({}, m)], ids=["tuple", "list", "mixed"])
+@pytest.mark.parametrize(
+    "hide", [lambda m: (m,), lambda m: [m], lambda m: ({}, m)], ids=["tuple", "list", "mixed"]
+)
 def test_a_codebook_that_is_no_submodule_is_found(hide: Any) -> None:
     model, codebook = nn.Module(), Codebook(5, 3)
     model.hidden = hide(codebook)
@@ -122,7 +124,9 @@ class _Looks:
         self.embedding = lambda indices: weight[indices]
 
 
-def test_zero_codes_reach_the_picture(class_var: Any, labels: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zero_codes_reach_the_picture(
+    class_var: Any, labels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where a token is dropped at the last scale, the picture's features stay as the scale found them."""
     model = class_var(keep_ratio=0.3, start_scale=4)
     before: list[Tensor] = []
@@ -164,7 +168,9 @@ def test_a_deep_copy_of_a_compiled_model_is_a_plain_model(class_var: Any, labels
     model = class_var(keep_ratio=0.3)
     model.autoregressive_infer_cfg(labels)
     copied = copy.deepcopy(model)
-    assert torch.equal(copied.autoregressive_infer_cfg(labels), make(ClassVAR).autoregressive_infer_cfg(labels))
+    assert torch.equal(
+        copied.autoregressive_infer_cfg(labels), make(ClassVAR).autoregressive_infer_cfg(labels)
+    )
     assert toprovar_compiler.summary(model).to_dict()["generations"] == 1
 
 
@@ -174,7 +180,9 @@ def test_codes_that_are_never_seen_are_counted_for_each_pruned_block(
     model = class_var(keep_ratio=0.3)
     weight = model.vae_proxy[0].embedding.weight
     monkeypatch.setattr(
-        model.vae_proxy[0], "add", lambda f, i, side: Codebook.add(_Looks(weight), f, i, side)  # type: ignore[arg-type]
+        model.vae_proxy[0],
+        "add",
+        lambda f, i, side: Codebook.add(_Looks(weight), f, i, side),  # type: ignore[arg-type]
     )
     with pytest.warns(UserWarning, match="residual codes were not found"):
         model.autoregressive_infer_cfg(labels)

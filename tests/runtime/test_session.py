@@ -15,7 +15,9 @@ SCHEDULE = (1, 4, 9)
 
 def test_scales_and_layers_count_from_zero_in_the_order_in_which_they_run() -> None:
     steps = Driver(policy="dense").generate(SCHEDULE)
-    assert [(step.scale, step.layer) for step in steps] == [(s, layer) for s in range(3) for layer in range(3)]
+    assert [(step.scale, step.layer) for step in steps] == [
+        (s, layer) for s in range(3) for layer in range(3)
+    ]
 
 
 def test_the_prefix_counts_all_tokens_of_earlier_scales_pruned_or_not() -> None:
@@ -125,7 +127,9 @@ def test_guidance_rows_win_over_what_the_codes_say() -> None:
 
 
 def test_guidance_rows_that_do_not_divide_the_batch_are_refused() -> None:
-    with pytest.raises(OptionError, match="guidance_rows requires a divisor of the batch rows, got 2 for 3 rows"):
+    with pytest.raises(
+        OptionError, match="guidance_rows requires a divisor of the batch rows, got 2 for 3 rows"
+    ):
         Driver(policy="dense", guidance_rows=2).scale(1, rows=3)
 
 

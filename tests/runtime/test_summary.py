@@ -17,8 +17,8 @@ from toprovar_compiler.counters import Counters, Work
 from toprovar_compiler.summary import Summary
 
 KEYS = {
-    "generations", "tokens_total", "tokens_computed", "per_scale", "per_layer", "flops_total", "flops_computed",
-    "graphs", "recompiles", "fallbacks",
+    "generations", "tokens_total", "tokens_computed", "per_scale", "per_layer", "flops_total",
+    "flops_computed", "graphs", "recompiles", "fallbacks",
 }  # fmt: skip
 SUMMED = ("tokens_total", "tokens_computed", "flops_total", "flops_computed")
 SCALES, LAYERS, ROWS = (1, 4, 9, 16, 36), 3, 4
@@ -90,10 +90,8 @@ def test_computed_keys_of_pruned_tokens_are_counted(class_var: Any, labels: Tens
     done = prefix = 0
     for scale, tokens in enumerate(SCALES):
         kept = _kept(tokens, scale)
-        keys_of_dropped = 2 * (tokens - kept) * WIDTH * WIDTH
-        # q, k and v are one linear layer here, so all three run for all tokens
-        queries_of_dropped = (tokens - kept) * WIDTH * WIDTH
-        extra = 2 * ROWS * (keys_of_dropped + queries_of_dropped)
+        # q, k and v are one linear layer here: it runs for all tokens, and for the kept ones' queries again
+        extra = 2 * ROWS * tokens * 3 * WIDTH * WIDTH if kept < tokens else 0
         done += LAYERS * (_block_flops(kept, prefix + tokens) + extra)
         prefix += tokens
     assert toprovar_compiler.summary(model).to_dict()["flops_computed"] == done

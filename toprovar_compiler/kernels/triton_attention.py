@@ -27,21 +27,23 @@ class Tiles(NamedTuple):
     stages: int
 
 
-# (largest padded head size, most queries) -> tiles, 16-bit inputs; measured on one H200.
+_ANY = 1 << 31
+# (largest padded head size, most queries) -> tiles for 16-bit inputs. None spills registers on sm_90;
+# `python -m benchmarks.attention_tiles` times the neighbours of these.
 _TILES: tuple[tuple[int, int, Tiles], ...] = (
     (64, 16, Tiles(16, 64, 4, 3)),
     (64, 32, Tiles(32, 64, 4, 3)),
     (64, 128, Tiles(64, 64, 4, 3)),
-    (64, 1 << 31, Tiles(128, 64, 4, 3)),
+    (64, _ANY, Tiles(128, 64, 8, 3)),
     (128, 16, Tiles(16, 64, 4, 3)),
     (128, 32, Tiles(32, 64, 4, 3)),
     (128, 128, Tiles(64, 64, 4, 3)),
-    (128, 1 << 31, Tiles(128, 64, 8, 3)),
+    (128, _ANY, Tiles(128, 64, 8, 3)),
     (256, 16, Tiles(16, 32, 4, 2)),
-    (256, 1 << 31, Tiles(64, 32, 8, 2)),
+    (256, _ANY, Tiles(64, 32, 8, 2)),
 )
-# float32 tiles take twice the space, and exact float32 products run on the plain cores.
-_FLOAT32_TILES = ((64, Tiles(32, 32, 4, 2)), (256, Tiles(16, 32, 4, 2)))
+# Exact float32 products run on the plain cores, whose operands fill the registers: small tiles.
+_FLOAT32_TILES = ((64, Tiles(32, 32, 8, 1)), (256, Tiles(16, 32, 4, 2)))
 
 
 def choose_tiles(head_size: int, queries: int, dtype: torch.dtype) -> Tiles:
@@ -60,21 +62,29 @@ def choose_splits(programs: int, key_tiles: int) -> int:
 
 
 def attention_entropy_triton(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    tiles: Tiles | None = None,
+    splits: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention and the entropy of its rows (equation 2 of the paper) in one pass over the keys.
 
     q `[B, H, Nq, D]`, k `[B, Hkv, Nk, D]`, v `[B, Hkv, Nk, Dv]`, any strides; bias bool or floating,
     broadcastable to `[B, H, Nq, Nk]`. Returns out `[B, H, Nq, Dv]`, the transpose of a contiguous
     `[B, Nq, H, Dv]`, in q's dtype, and entropy `[B, H, Nq]` in float32. float64, which only checks ask
-    for, runs as torch operations on tiles. Raises nothing; callers check the arguments.
+    for, runs as torch operations on tiles. `tiles` and `splits` (parts of the keys) are chosen from the
+    shape if not given. Raises nothing; callers check the arguments
+    (:func:`toprovar_compiler.kernels.checks.check_attention`).
     """
     if q.dtype == torch.float64:
         return attention_entropy_cpu(q, k, v, bias, scale)
     if q.is_cuda and q.device.index != torch.cuda.current_device():
         # Triton launches on the current device, whatever device its arguments are on.
         with torch.cuda.device(q.device):
-            return attention_entropy_triton(q, k, v, bias, scale)
+            return attention_entropy_triton(q, k, v, bias, scale, tiles, splits)
     batch, heads, queries, head_size = q.shape
     keys, value_size = k.shape[2], v.shape[3]
     out = q.new_empty((batch, queries, heads, value_size)).transpose(1, 2)
@@ -85,9 +95,11 @@ def attention_entropy_triton(
     if factor < 0:
         q, factor = q.neg(), -factor
     block_d, block_dv = _padded(head_size), _padded(value_size)
-    tiles = choose_tiles(max(block_d, block_dv), queries, q.dtype)
+    if tiles is None:
+        tiles = choose_tiles(max(block_d, block_dv), queries, q.dtype)
     blocks = math.ceil(queries / tiles.queries) * batch * heads
-    splits = choose_splits(blocks, math.ceil(keys / tiles.keys))
+    if splits is None:
+        splits = choose_splits(blocks, math.ceil(keys / tiles.keys))
     parts = _parts(splits, entropy, value_size)
     mask, mask_strides, mask_kind = _bias(bias, q, keys)
     kernels.attention_entropy[(blocks * splits,)](

@@ -29,13 +29,14 @@ LN_2 = tl.constexpr(0.6931471805599453)
 def _load(pointers, rows_inside, columns_inside, EVEN_ROWS: tl.constexpr, EVEN_COLUMNS: tl.constexpr):
     """A tile, zero outside; only the masks that are needed."""
     if EVEN_ROWS and EVEN_COLUMNS:
-        return tl.load(pointers)
+        tile = tl.load(pointers)
     elif EVEN_ROWS:
-        return tl.load(pointers, mask=columns_inside, other=0.0)
+        tile = tl.load(pointers, mask=columns_inside, other=0.0)
     elif EVEN_COLUMNS:
-        return tl.load(pointers, mask=rows_inside, other=0.0)
+        tile = tl.load(pointers, mask=rows_inside, other=0.0)
     else:
-        return tl.load(pointers, mask=rows_inside & columns_inside, other=0.0)
+        tile = tl.load(pointers, mask=rows_inside & columns_inside, other=0.0)
+    return tile
 
 
 @triton.jit

@@ -151,6 +151,9 @@ class _Rewriter:
         new = self.new.node_copy(node, argument)
         if attention is not None:
             new.update_arg(0, self.kept[attention.query])  # also where the query is the key, too
+        if new.target is aten.view.default:
+            # A gathered operand may lie otherwise in memory than the one that this was a view of.
+            new.target = aten.reshape.default
         new.meta = {k: v for k, v in node.meta.items() if k not in ("val", "tensor_meta", "example_value")}
         return new
 
