@@ -11,6 +11,7 @@ from toprovar_compiler.compiled_model import CompiledModel
 from toprovar_compiler.dynamo_entry import ToprovarModule
 from toprovar_compiler.errors import UnsupportedModelError
 from toprovar_compiler.options import parse_options
+from toprovar_compiler.policies.base import Policy
 from toprovar_compiler.registry import REGISTRY
 from toprovar_compiler.summary import Summary
 
@@ -73,14 +74,22 @@ def summary(model: nn.Module | None = None) -> Summary:
 
     Raises:
         UnsupportedModelError: the model is not compiled.
+        UnsupportedGraphError: the generation that just ran pruned nothing, under ``strict=True``.
     """
     if model is None:
+        for session in REGISTRY.sessions():
+            session.settle()
         return Summary(REGISTRY.counters())
-    if isinstance(model, ToprovarModule):
-        return Summary((_find(model).session.counters,))
     attached = REGISTRY.attached.get(_inner(model))
-    found = [attached] if attached is not None else [*REGISTRY.compilations(_inner(model))]
-    return Summary(tuple(c.session.counters for c in found or [_find(model)]))
+    if isinstance(model, ToprovarModule):
+        found = [model.compilation]
+    elif attached is not None:
+        found = [attached]
+    else:
+        found = REGISTRY.compilations(_inner(model)) or [_find(model)]
+    for compilation in found:
+        compilation.session.settle()
+    return Summary(tuple(compilation.session.counters for compilation in found))
 
 
 def reset() -> None:
@@ -98,6 +107,15 @@ def kept_tokens(model: nn.Module) -> dict[int, Tensor]:
         UnsupportedModelError: the model is not compiled.
     """
     return _find(model).session.kept_tokens()
+
+
+def policy_of(model: nn.Module) -> Policy:
+    """The policy object of the compilation that a wrapper stands for, or of the one that ran last.
+
+    Raises:
+        UnsupportedModelError: the model is not compiled.
+    """
+    return _find(model).session.policy
 
 
 def _find(model: nn.Module) -> CompiledModel:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from toprovar_compiler.errors import OptionError
 from toprovar_compiler.options import Options
 from toprovar_compiler.registry import REGISTRY
 from toprovar_compiler.residual_codes import watch_codes
+from toprovar_compiler.scale_exit import let_exit
 from toprovar_compiler.schedule import stated_schedule
 from toprovar_compiler.session import Session
 
@@ -33,10 +36,7 @@ class BlockCompiler:
         self.blocks = find_blocks(model, path)
         self.schedule = stated_schedule(model)
         self.backend = Backend(None)
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT)
-        self._calls = [
-            torch.compile(block._call_impl, backend=self.backend, dynamic=None) for block in self.blocks
-        ]
+        self._calls = [_compiled(block, self.backend) for block in self.blocks]
 
     @contextlib.contextmanager
     def running(self, model: nn.Module, session: Session) -> Iterator[None]:
@@ -45,6 +45,8 @@ class BlockCompiler:
         # The attribute that nn.Module.compile() sets, and that Module.__call__ looks for.
         calls = [block._compiled_call_impl for block in self.blocks]
         hooks = watch_codes(model, self.backend) if outer is None else []
+        undo = let_exit(model, self.backend) if session.policy.may_exit else None
+        session.can_exit = undo is not None
         # A model that is compiled for good must not be held by that alone.
         del model
         self.backend.session = session
@@ -58,6 +60,8 @@ class BlockCompiler:
             self.backend.session = outer
             for hook in hooks:
                 hook.remove()
+            if undo is not None:
+                undo()
 
 
 class CompiledModel:
@@ -113,6 +117,19 @@ class CompiledModel:
                 self.session.finish()
 
 
+def _compiled(block: nn.Module, backend: Backend) -> Callable[..., Any]:
+    """The block through Dynamo, with room for the graphs of many batch sizes and dtypes."""
+    settings: dict[str, Any] = {"backend": backend, "dynamic": None}
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        # A setting of Dynamo's own configuration would hold in the thread that made it only.
+        settings["recompile_limit"] = _RECOMPILE_LIMIT
+    else:
+        limit = max(torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT)
+        torch._dynamo.config.recompile_limit = limit
+    compiled: Callable[..., Any] = torch.compile(block._call_impl, **settings)
+    return compiled
+
+
 def _check_schedule(options: Options, schedule: tuple[int, ...] | None) -> None:
     if schedule is None:
         return
@@ -121,6 +138,11 @@ def _check_schedule(options: Options, schedule: tuple[int, ...] | None) -> None:
         raise OptionError(
             f"start_scale requires a scale of the model's schedule (0 to {scales - 1}), "
             f"got {options.start_scale}; choose a smaller one"
+        )
+    if options.drop_scales >= scales:
+        raise OptionError(
+            f"drop_scales requires fewer than the {scales} scales of the model's schedule, "
+            f"got {options.drop_scales}; at least the first scale has to run"
         )
     ratios = options.keep_ratio_of_scales
     if ratios is not None and len(ratios) != scales:

@@ -49,6 +49,10 @@ class Registry:
         self._sessions.add(session)
         self._counters.append(session.counters)
 
+    def sessions(self) -> list[Session]:
+        """All that are still in use."""
+        return list(self._sessions)
+
     def counters(self) -> tuple[Counters, ...]:
         """Of all sessions since the last reset, those of forgotten models too."""
         return tuple(self._counters)
