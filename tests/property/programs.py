@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.property import tables
-from tests.property.attentions import ATTEND, CROSS
+from tests.property.attentions import ATTEND
+from tests.property.cross_attentions import CROSS
 from tests.property.ops import OPS, Env
 from tests.property.tables import Sizes, Table
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from hypothesis import strategies as st
 
 from tests.property import attentions
+from tests.property.cross_attentions import CROSS
 from tests.property.ops import OPS, names
 from tests.property.programs import (
     CACHES,
@@ -82,7 +83,7 @@ def blocks(draw: st.DrawFn, shape: Shape) -> Block:
     """A block that must be rewritten."""
     projection = draw(sometimes(PROJECTIONS, "packed"))
     head_op, out_op = draw(sometimes(HEAD_OPS, "none")), draw(sometimes(HEAD_OPS, "none"))
-    cross = draw(sometimes(tuple(attentions.CROSS), "none"))
+    cross = draw(sometimes(tuple(CROSS), "none"))
     packed = projection in ("packed", "stacked", "permuted") and shape.kv_heads == shape.heads
     packed_table = packed and draw(st.integers(0, 5)) == 0
     return Block(
