@@ -4,7 +4,8 @@
 #   make check   lint, types and tests
 PYTHON ?= python3
 PIP_FLAGS ?=
-PYTEST_FLAGS ?=
+# Two at a time, a file in one go: more would share the cores of a small machine. Empty: one after another.
+PYTEST_FLAGS ?= -n 2 --dist loadfile
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
