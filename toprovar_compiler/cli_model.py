@@ -36,7 +36,7 @@ def load_model(reference: str, device: str, dtype: str | None) -> nn.Module:
     chosen = choose_device(device)
     if dtype is None:
         dtype = "float32" if chosen.type == "cpu" else "bfloat16"
-    load = _find_function(reference)
+    load = find_function(reference, "--model", DEFAULT_MODEL)
     try:
         model = load(device=chosen, dtype=DTYPES[dtype])
     except Exception as error:
@@ -90,10 +90,22 @@ def paint(model: nn.Module, prompts: Sequence[str], seed: int) -> Tensor:
     return pictures
 
 
-def _find_function(reference: str) -> Callable[..., Any]:
+def find_function(reference: str, option: str, example: str) -> Callable[..., Any]:
+    """The function that ``module:function`` names; the working directory is on the import path.
+
+    Args:
+        reference: what was given.
+        option: by which option, for messages.
+        example: a reference that would do.
+
+    Raises:
+        OptionError: malformed.
+        MissingDependencyError: the module needs a package that is not installed.
+        UnsupportedModelError: there is no such module or function.
+    """
     module_name, colon, function_name = reference.partition(":")
     if not (module_name and colon and function_name):
-        raise OptionError(f"--model requires module:function, got {reference!r}; e.g. {DEFAULT_MODEL}")
+        raise OptionError(f"{option} requires module:function, got {reference!r}; e.g. {example}")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -102,18 +114,18 @@ def _find_function(reference: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise UnsupportedModelError(
-                f"requires the module {module_name!r} of --model, got none from {here} or the installed "
-                "packages; run from a checkout of the repository, or pass --model module:function"
+                f"requires the module {module_name!r} of {option}, got none from {here} or the installed "
+                f"packages; run from a checkout of the repository, or pass {option} module:function"
             ) from error
         raise MissingDependencyError(
-            f"model {reference} requires the package {error.name!r}, got none; install it "
+            f"{option.lstrip('-')} {reference} requires the package {error.name!r}, got none; install it "
             "(the examples' own come with: pip install 'toprovar-compiler[examples]')"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UnsupportedModelError(
             f"requires a function {function_name!r} in the module {module_name!r}, got none; "
-            "pass another --model module:function"
+            f"pass another {option} module:function"
         )
     found: Callable[..., Any] = function
     return found

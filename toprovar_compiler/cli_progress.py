@@ -8,16 +8,22 @@ from typing import Any, TextIO
 
 
 class Progress:
-    """Counts steps; use it as a context manager and call :meth:`step` as each one begins."""
+    """Counts steps; use it as a context manager and call :meth:`step` as each one begins.
 
-    def __init__(self, total: int, stream: TextIO | None = None) -> None:
-        self.total = total
+    Args:
+        total: how many steps there will be.
+        stream: standard error if not given.
+        show: False for a process that works beside another, whose progress is shown.
+    """
+
+    def __init__(self, total: int, stream: TextIO | None = None, show: bool = True) -> None:
+        self.total, self.show = total, show
         self.begun = 0
         self.stream = stream or sys.stderr
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
-        if self.stream.isatty():
+        if self.show and self.stream.isatty():
             self._bar = _make_bar(self.total, self.stream)
         return self
 
@@ -33,7 +39,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self.begun > 0)
             self._bar.set_description(label)
-        else:
+        elif self.show:
             print(
                 f"[{self.begun + 1:>{len(str(self.total))}}/{self.total}] {label}",
                 file=self.stream,

@@ -12,6 +12,7 @@ from torch import nn
 
 from toprovar_compiler.backend import Backend
 from toprovar_compiler.blocks import find_blocks
+from toprovar_compiler.conditional_rows import ConditionalRows
 from toprovar_compiler.errors import OptionError
 from toprovar_compiler.options import Options
 from toprovar_compiler.registry import REGISTRY
@@ -37,6 +38,7 @@ class BlockCompiler:
         self.schedule = stated_schedule(model)
         self.backend = Backend(None)
         self._calls = [_compiled(block, self.backend) for block in self.blocks]
+        self._rows = ConditionalRows(self.blocks, self.backend)
 
     @contextlib.contextmanager
     def running(self, model: nn.Module, session: Session) -> Iterator[None]:
@@ -45,13 +47,16 @@ class BlockCompiler:
         # The attribute that nn.Module.compile() sets, and that Module.__call__ looks for.
         calls = [block._compiled_call_impl for block in self.blocks]
         hooks = watch_codes(model, self.backend) if outer is None else []
+        if session.policy.may_replace:
+            hooks += self._rows.watch(model)
         undo = let_exit(model, self.backend) if session.policy.may_exit else None
         session.can_exit = undo is not None
         # A model that is compiled for good must not be held by that alone.
         del model
         self.backend.session = session
         for block, call in zip(self.blocks, self._calls, strict=True):
-            block._compiled_call_impl = call
+            halves = session.policy.may_replace
+            block._compiled_call_impl = self._rows.halved(block, call) if halves else call
         try:
             yield
         finally:
@@ -77,6 +82,7 @@ class CompiledModel:
         _check_schedule(options, self.compiler.schedule)
         _check_budgets(options, len(self.compiler.blocks))
         self.session = Session(type(model).__name__, options, self.compiler.schedule)
+        self.session.policy.meet(model)
         self._attached: contextlib.ExitStack | None = None
         self.enabled = True
         REGISTRY.add_model(model, self)

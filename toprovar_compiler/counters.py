@@ -15,6 +15,11 @@ class Work:
     flops_total: int = 0
     flops_computed: int = 0
 
+    def of_more_rows(self, times: int) -> Work:
+        """The same done where ``times`` as many rows were due."""
+        due, flops = self.tokens_total * times, self.flops_total * times
+        return Work(due, self.tokens_computed, flops, self.flops_computed)
+
     def add(self, other: Work) -> None:
         self.tokens_total += other.tokens_total
         self.tokens_computed += other.tokens_computed

@@ -65,7 +65,7 @@ def make_contenders(model: nn.Module, options: Mapping[str, Any]) -> tuple[Conte
         OptionError: an option is unknown, out of range or does not fit the model.
         UnsupportedModelError: the model has no repeated blocks.
     """
-    inductor, dense, pruned = (_twin(model) for _ in range(3))
+    inductor, dense, pruned = (twin(model) for _ in range(3))
     where = options.get("blocks")
     toprovar_compiler.compile(pruned, **options)
     toprovar_compiler.compile(dense, policy="dense", blocks=where)
@@ -91,7 +91,7 @@ def psnr(ours: Iterable[Tensor], reference: Iterable[Tensor]) -> float | None:
     return None if error == 0 else float(-10 * torch.tensor(error, dtype=torch.float64).log10())
 
 
-def _twin(model: nn.Module) -> nn.Module:
+def twin(model: nn.Module) -> nn.Module:
     """A copy with the same parameters and a state (caches, buffers) of its own."""
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 

@@ -48,5 +48,9 @@ class ArtifactError(ToprovarError, RuntimeError):
     """A file (weights, calibration, results) is missing, damaged or foreign."""
 
 
+class EvaluationError(ToprovarError, RuntimeError):
+    """An evaluation cannot go on; what it finished is kept."""
+
+
 class MissingDependencyError(ToprovarError, ImportError):
     """A command needs a package that this one does not require."""

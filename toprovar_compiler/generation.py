@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Size, Tensor
 
 from toprovar_compiler.policies.base import Step
+
+FlopsOf = Callable[[int, int], int | None]
+"""FLOPs of a layer for (tokens, earlier tokens) of another scale; None where its graph cannot tell."""
 
 
 class Generation:
@@ -17,11 +23,19 @@ class Generation:
         self.prefix = 0
         self.rows = 0
         self.finished = False
+        self.exited = False
+        self.replaces_at: int | None = None
+        """The scale that is due, if conditional rows stand for the unconditional ones there."""
+        self.halving = self.halved = False
+        """Whether the block call that runs has half of the rows, and whether one had."""
         self.sees_codes = False
+        self.codes_of: int | None = None
         self.layers: dict[int, int] = {}
         self.layers_done: set[int | None] = set()
         self.kept: dict[int, list[tuple[int, Tensor | None]]] = {}
         self.exit_mask: Tensor | None = None
+        self.device: torch.device | None = None
+        self.flops_of: dict[int, FlopsOf] = {}
 
     def next_scale(self) -> None:
         self.scale += 1
@@ -36,6 +50,23 @@ class Generation:
             self.exit_mask = empty.scatter(1, kept, 1)
         self.layers_done.add(step.layer)
         self.kept.setdefault(step.scale, []).append((step.tokens, kept))
+
+    def between_blocks_and_codes(self) -> bool:
+        """Whether all layers of the running scale have run, and its codes are not there yet."""
+        done = len(self.layers_done) == len(self.layers)
+        return done and not self.finished and self.codes_of != self.scale
+
+    def first_codes(self) -> bool:
+        """Whether codes of this scale are looked up for the first time; said once."""
+        first = self.codes_of != self.scale
+        self.codes_of = self.scale
+        return first
+
+    def skip(self, scale: int, tokens: int) -> None:
+        """A later scale is not run: no layer keeps any token of it."""
+        samples = self.rows // (self.rows_per_sample or 1)
+        nothing = torch.zeros(samples, 0, dtype=torch.int64, device=self.device)
+        self.kept[scale] = [(tokens, nothing)] * len(self.layers)
 
     def take_exit_mask(self, shape: Size) -> Tensor | None:
         """The mask [samples, N] of this scale, once: it is gone afterwards."""

@@ -98,7 +98,8 @@ class GraphRuntime:
         outcome = self._outcome(results, len(results), None, arguments)
         tokens = sizes.tokens * sizes.rows
         due, done = self._sizes.flops_if_dense(key, step.prefix), self._sizes.flops(key)
-        self.owner.current_session().leave(step, outcome, Work(tokens, tokens, due, done))
+        work = Work(tokens, tokens, due, done)
+        self.owner.current_session().leave(step, outcome, work, functools.partial(self._sizes.flops_at, key))
         return results[: self.returned]
 
     def _run_pruned(
@@ -126,7 +127,7 @@ class GraphRuntime:
         tokens = sizes.tokens * sizes.rows
         due = self._sizes.flops_if_dense(key, step.prefix)
         work = Work(tokens, decision.keep * sizes.rows, due, self._flops_of_pruned(key, decision.keep))
-        self.owner.current_session().leave(step, outcome, work)
+        self.owner.current_session().leave(step, outcome, work, functools.partial(self._sizes.flops_at, key))
         return results[: self.returned]
 
     def _run_variant(
@@ -186,6 +187,7 @@ class _SizeReader:
         self._flops = functools.cache(sympy.lambdify(self.symbols, dense_flops(graph), "math"))
         cached = keys - tokens
         self._cached = self.symbols.index(cached) if cached in self.symbols else None
+        self._tokens = self.symbols.index(tokens) if tokens in self.symbols else None
         self._known: dict[tuple[int, ...], Sizes] = {}
 
     def __call__(self, arguments: Sequence[Any]) -> tuple[tuple[int, ...], Sizes]:
@@ -208,6 +210,14 @@ class _SizeReader:
         sizes = self.of_symbols(key)
         if self._cached is not None:
             sizes[self._cached] = prefix
+        return int(self._flops(*sizes))
+
+    def flops_at(self, key: tuple[int, ...], tokens: int, prefix: int) -> int | None:
+        """The same at another scale; None where this graph knows one number of tokens or keys only."""
+        if self._cached is None or self._tokens is None:
+            return None
+        sizes = self.of_symbols(key)
+        sizes[self._cached], sizes[self._tokens] = prefix, tokens
         return int(self._flops(*sizes))
 
 

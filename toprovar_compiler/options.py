@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from toprovar_compiler.errors import OptionError
 from toprovar_compiler.passes.prune_tokens import PrunedKeys
 
-PolicyName = Literal["toprovar", "dense"]
+PolicyName = Literal["toprovar", "dense", "fastvar", "skipvar", "fixed-exit", "random", "inverted", "oracle"]
 EntropySourceName = Literal["layer-mean", "same-layer", "last-full-layer"]
 RestorationName = Literal["scale-exit", "bypass", "cached-update"]
 
@@ -24,7 +24,12 @@ class Options:
     """Options of :func:`toprovar_compiler.compile` and of ``torch.compile(..., options={...})``.
 
     Attributes:
-        policy: "toprovar" prunes; "dense" runs every token (attention and all else as plain Inductor).
+        policy: "toprovar" prunes by entropy; "dense" runs every token (attention and all else as plain
+            Inductor). "fastvar" prunes by distance to the mean token; "skipvar" leaves out late scales or
+            unconditional branches as a decision model says; "fixed-exit" does not run the scales from
+            ``start_scale`` on. Controls, which are "toprovar" but for the tokens that they keep:
+            "random", "inverted" (highest entropy), "oracle" (edges of the dense picture, see
+            :func:`toprovar_compiler.policies.oracle.set_maps`).
         start_scale: first scale, counted from 0, that may be pruned. None: the last three scales if the
             model states its schedule, else from the first scale of at least 256 tokens.
         keep_ratio: fraction of tokens kept in a pruned block, in (0, 1]; a number, or one per scale (its
@@ -39,7 +44,13 @@ class Options:
             layer's update of the previous scale, resized).
         pruned_keys: whether keys and values of pruned tokens are "absent" from the cache or "computed".
         layer_budgets: one number in [0, 1] per layer: 1 = Detail layer, pruned to ``keep_ratio``; 0 = Global
-            layer, runs in full (R of eq. 4). Not with "scale-exit", which prunes all layers alike.
+            layer, runs in full (R of eq. 4). Not with "scale-exit", which prunes all layers alike, unless the
+            policy is "fastvar", which has a restoration of its own.
+        drop_scales: how many of the last scales "fastvar" does not run at all.
+        policy_seed: of what "random" keeps.
+        decisions: JSON file of the decision model of "skipvar", made by
+            :mod:`toprovar_compiler.policies.skipvar_fit`. None: the one that comes with this package for the
+            model, if there is one.
         guidance_rows: how many batch rows belong to one sample (2 under classifier-free guidance, stacked
             [all conditional rows, all unconditional rows]). None: seen from the residual codes, else 1.
         blocks: dotted name of the module list that holds the repeated blocks. None: found.
@@ -54,6 +65,9 @@ class Options:
     restoration: RestorationName = "scale-exit"
     pruned_keys: PrunedKeys = "absent"
     layer_budgets: Sequence[float] | None = None
+    drop_scales: int = 0
+    policy_seed: int = 0
+    decisions: str | None = None
     guidance_rows: int | None = None
     blocks: str | None = None
 
@@ -64,10 +78,16 @@ class Options:
         _check_choice("pruned_keys", self.pruned_keys, get_args(PrunedKeys))
         _check_count("start_scale", self.start_scale, least=0)
         _check_count("guidance_rows", self.guidance_rows, least=1)
+        _check_count("drop_scales", self.drop_scales, least=0, optional=False)
+        _check_count("policy_seed", self.policy_seed, least=0, optional=False)
+        if self.policy == "fixed-exit" and self.start_scale == 0:
+            raise OptionError("policy='fixed-exit' requires a start_scale of at least 1, got 0; raise it")
         if not isinstance(self.strict, bool):
             raise OptionError(f"strict requires True or False, got {self.strict!r}")
         if self.blocks is not None and not isinstance(self.blocks, str):
             raise OptionError(f"blocks requires a dotted module name or None, got {self.blocks!r}")
+        if self.decisions is not None and not isinstance(self.decisions, str):
+            raise OptionError(f"decisions requires the path of a JSON file or None, got {self.decisions!r}")
         if self.calibration is not None:
             raise OptionError(
                 f"calibration={self.calibration!r}: this version reads no calibration files; "
@@ -84,7 +104,7 @@ class Options:
         for position, budget in _numbered("layer_budgets", self.layer_budgets):
             if not 0.0 <= budget <= 1.0:
                 raise OptionError(f"layer_budgets{position} requires a number in [0, 1], got {budget}")
-        if self.restoration == "scale-exit":
+        if self.restoration == "scale-exit" and self.policy != "fastvar":
             if self.layer_budgets is not None:
                 raise OptionError(
                     "layer_budgets requires restoration='bypass' or 'cached-update', got 'scale-exit', which "
@@ -141,11 +161,12 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise OptionError(f"{name} requires one of {listed}, got {value!r}")
 
 
-def _check_count(name: str, value: object, least: int) -> None:
-    if value is None:
+def _check_count(name: str, value: object, least: int, optional: bool = True) -> None:
+    if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise OptionError(f"{name} requires a whole number of at least {least} or None, got {value!r}")
+        or_none = " or None" if optional else ""
+        raise OptionError(f"{name} requires a whole number of at least {least}{or_none}, got {value!r}")
 
 
 def _numbered(name: str, value: object) -> list[tuple[str, float]]:

@@ -28,7 +28,8 @@ def _zero_pruned(embedding: nn.Embedding, backend: Backend) -> Callable[..., Ten
         # A deep copy of the model carries this hook along, but is not the model that runs here.
         if module is not embedding or backend.session is None or not arguments:
             return None
-        mask = backend.session.see_codes(arguments[0]) if isinstance(arguments[0], Tensor) else None
+        codes = arguments[0]
+        mask = backend.session.see_codes(codes, vectors) if isinstance(codes, Tensor) else None
         return None if mask is None else vectors * mask[..., None].to(vectors.dtype)
 
     return hook

@@ -14,13 +14,19 @@ LATE_SCALES = 3
 LATE_TOKENS = 256
 
 
-def stated_schedule(model: nn.Module) -> tuple[int, ...] | None:
-    """Tokens of each scale as the model states them (``patch_nums`` of side lengths), or None."""
+def schedule_attribute(model: nn.Module) -> str | None:
+    """The name of the attribute that states the side length of each scale, or None."""
     for name in _SCHEDULE_ATTRIBUTES:
         sides = getattr(model, name, None)
         if isinstance(sides, Sequence) and sides and all(type(n) is int and n > 0 for n in sides):
-            return tuple(n * n for n in sides)
+            return name
     return None
+
+
+def stated_schedule(model: nn.Module) -> tuple[int, ...] | None:
+    """Tokens of each scale as the model states them (``patch_nums`` of side lengths), or None."""
+    name = schedule_attribute(model)
+    return None if name is None else tuple(n * n for n in getattr(model, name))
 
 
 def default_start(schedule: tuple[int, ...] | None, scale: int, tokens: int) -> bool:

@@ -10,13 +10,21 @@ from torch import Tensor
 
 from toprovar_compiler.counters import Counters, Work
 from toprovar_compiler.errors import OptionError, UnsupportedGraphError
-from toprovar_compiler.generation import Generation
+from toprovar_compiler.generation import FlopsOf, Generation
 from toprovar_compiler.options import Options
 from toprovar_compiler.policies import make_policy
 from toprovar_compiler.policies.base import Decision, Dense, Outcome, Prune, Step
 
 # Conditional, unconditional, and a second condition: no guidance scheme runs more rows for one sample.
 _MOST_GUIDANCE_ROWS = 3
+
+_CANNOT_EXIT = (
+    "ending a generation early requires a model that states its schedule as patch_nums or scale_schedule and "
+    "loops over it: all scales were run"
+)
+_RAN_ALL_THE_SAME = (
+    "a scale was run that the policy leaves out: the model does not loop over the schedule that it states"
+)
 
 
 class Session:
@@ -32,6 +40,8 @@ class Session:
         self.counters = Counters(name)
         self.policy = make_policy(options, schedule)
         self.generation: Generation | None = None
+        self.can_exit = False
+        """Whether the model's loop asks :meth:`exits_before`."""
         self.started = 0.0
         self._warned = False
         self._completed = 0
@@ -45,9 +55,11 @@ class Session:
         elif again:
             self._end_scale(current)
             current.next_scale()
+            if self.can_exit and self.policy.exits_before(current.scale):
+                self.fall_back(_RAN_ALL_THE_SAME)
         layer = current.layers.setdefault(layer_key, len(current.layers))
-        current.tokens, current.rows = tokens, rows
-        per_sample = current.rows_per_sample or 1
+        per_sample = 1 if current.halving else current.rows_per_sample or 1
+        current.tokens, current.rows = tokens, 2 * rows if current.halving else rows
         if rows % per_sample:
             raise OptionError(
                 f"guidance_rows requires a divisor of the batch rows, got {per_sample} for {rows} rows; "
@@ -72,16 +84,46 @@ class Session:
             self.fall_back(unsupported or decision.fallback)
         return Dense() if unsupported is not None else decision
 
-    def leave(self, step: Step, outcome: Outcome, work: Work) -> None:
-        """A block call is over."""
+    def leave(self, step: Step, outcome: Outcome, work: Work, flops_of: FlopsOf | None = None) -> None:
+        """A block call is over; ``flops_of`` says what it would take at another scale."""
         current = self.generation
         assert current is not None, "leave without enter"
         current.layer_done(step, outcome.kept, self.policy.exits_scales)
         self.policy.observe(step, outcome)
+        work = work.of_more_rows(2) if current.halving else work
         self.counters.record(step.scale, step.layer, step.tokens, work)
+        if self.policy.may_exit:
+            current.device = outcome.stream_out.device
+            if flops_of is not None:
+                current.flops_of[step.layer] = flops_of
 
-    def see_codes(self, codes: Tensor) -> Tensor | None:
-        """Codes [samples, N] are embedded: learns the rows of a sample; returns the mask of kept codes.
+    def position(self) -> tuple[Generation, int] | None:
+        """The running generation and the scale that it has reached; None where none runs."""
+        current = self.generation
+        return None if current is None or current.finished else (current, current.scale)
+
+    def exits_before(self, scale: int) -> bool:
+        """Whether the model's loop shall end before ``scale``; if so, the generation is over.
+
+        Raises:
+            OptionError, UnsupportedGraphError: see :meth:`finish`.
+        """
+        current = self.generation
+        if current is None or current.finished or current.scale + 1 != scale:
+            return False
+        if not self.policy.exits_before(scale):
+            current.replaces_at = scale if self.policy.replaces_unconditional(scale) else None
+            return False
+        assert self.schedule is not None, "a model that states no schedule cannot exit"
+        known = [self._count_skipped(current, s, self.schedule) for s in range(scale, len(self.schedule))]
+        if not all(known):
+            self.note("FLOPs of scales that were not run are unknown, and not counted as due")
+        current.exited = True
+        self.finish()
+        return True
+
+    def see_codes(self, codes: Tensor, vectors: Tensor | None = None) -> Tensor | None:
+        """Codes [samples, N] are embedded as ``vectors`` [samples, N, C]; returns the mask of kept codes.
 
         The mask [samples, N] has 1 where a token was computed; None where all were, or where these are no
         codes of the running scale. Only the first look-up of a scale's codes is masked: what embeds the
@@ -96,7 +138,11 @@ class Session:
         current.sees_codes = True
         if current.rows_per_sample is None:
             current.rows_per_sample = per_sample
-        return current.take_exit_mask(codes.shape)
+        mask = current.take_exit_mask(codes.shape)
+        if current.first_codes() and vectors is not None:
+            seen = vectors if mask is None else vectors * mask[..., None].to(vectors.dtype)
+            self.policy.observe_codes(codes, seen)
+        return mask
 
     def kept_tokens(self) -> dict[int, Tensor]:
         """Per scale of the last generation, [samples, N]: the share of layers that computed each token."""
@@ -146,6 +192,22 @@ class Session:
             OptionError: ``start_scale`` lies outside the scales that ran.
             UnsupportedGraphError: nothing was pruned, under ``strict=True``.
         """
+        self._conclude(certain=True)
+
+    def settle(self) -> None:
+        """Finish the generation if it is known to be whole: the stated schedule ran, and its codes were seen.
+
+        Raises:
+            OptionError, UnsupportedGraphError: as :meth:`finish`.
+        """
+        current = self.generation
+        if current is None or self.schedule is None or current.scale + 1 != len(self.schedule):
+            return
+        if len(current.layers_done) == len(current.layers) and current.exit_mask is None:
+            self.finish()
+
+    def _conclude(self, *, certain: bool) -> None:
+        """``certain``: the generation is known to be whole; else it may have been broken off."""
         current = self.generation
         if current is None or current.finished:
             return
@@ -153,23 +215,42 @@ class Session:
         self._end_scale(current)
         self._completed += 1
         scales = current.scale + 1
+        if current.exited and self.schedule is not None:
+            scales = len(self.schedule)
         if self.schedule is not None and scales < len(self.schedule):
             self.note(
                 f"{len(self.schedule) - scales} of {len(self.schedule)} scales did not run compiled: "
                 "Dynamo may have reached its recompile limit, or the model stopped early"
             )
-        self._check_start(scales)
-        self._check_effect()
+        try:
+            self._check_start(scales)
+            self._check_effect()
+        except (OptionError, UnsupportedGraphError) as error:
+            if certain:
+                raise
+            self.note(str(error))
 
     def _start_generation(self) -> Generation:
         current = self.generation
         if current is not None and (self.schedule is None or current.scale + 1 == len(self.schedule)):
-            self.finish()
-        self.generation = Generation(self.options.guidance_rows)
+            self._conclude(certain=self.schedule is not None)
         self.policy.start_generation()
+        self.generation = Generation(self.options.guidance_rows)
         self.counters.generations += 1
         self.started = time.monotonic()
+        if self.policy.may_exit and not self.can_exit:
+            self.fall_back(_CANNOT_EXIT)
         return self.generation
+
+    def _count_skipped(self, current: Generation, scale: int, schedule: tuple[int, ...]) -> bool:
+        """All layers of a scale were due, and none is run; says whether their FLOPs are known."""
+        tokens, earlier = schedule[scale], sum(schedule[:scale])
+        current.skip(scale, tokens)
+        flops = {layer: flops_of(tokens, earlier) for layer, flops_of in current.flops_of.items()}
+        for layer in current.layers.values():
+            work = Work(current.rows * tokens, 0, flops.get(layer) or 0, 0)
+            self.counters.record(scale, layer, tokens, work)
+        return None not in flops.values() and len(flops) == len(current.layers)
 
     def _end_scale(self, current: Generation) -> None:
         if current.exit_mask is not None and current.sees_codes:

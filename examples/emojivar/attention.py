@@ -32,9 +32,9 @@ def block_causal_attention(q: Tensor, k: Tensor, v: Tensor, ends: Sequence[int])
     """
     short = [end for end in ends if end <= MASKED_PREFIX_TOKENS] or [ends[0]]
     prefix = short[-1]
-    scale_of = torch.bucketize(
-        torch.arange(prefix, device=q.device), torch.tensor(short, device=q.device), right=True
-    )
+    place = torch.arange(prefix, device=q.device)
+    # compared with numbers, as a tensor of them would be copied to the device in every block
+    scale_of = torch.stack([place >= end for end in short]).sum(0)
     mask = scale_of[:, None] >= scale_of[None, :]
     parts = [
         F.scaled_dot_product_attention(q[:, :, :prefix], k[:, :, :prefix], v[:, :, :prefix], mask, scale=1.0)

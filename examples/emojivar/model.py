@@ -67,9 +67,9 @@ class EmojiVAR(nn.Module):
         return context, pooled, self.modulation(F.silu(pooled)).unflatten(-1, (6, -1))
 
     def places(self, cos: Tensor, sin: Tensor) -> Tensor:
-        """Position and scale embeddings ``[L, C]`` of all tokens, from their rotary tables."""
+        """Position and scale embeddings ``[L, C]`` of the first tokens, from their rotary tables."""
         tables = torch.cat([cos, sin], dim=-1).to(self.position_embed.weight.dtype)
-        return self.position_embed(tables) + self.scale_embed(self.rope.scale_of)
+        return self.position_embed(tables) + self.scale_embed(self.rope.scale_of[: len(tables)])
 
     def forward(self, word_ids: Tensor, inputs: Tensor) -> Tensor:
         """Teacher forcing: the logits of all scales at once.
@@ -77,17 +77,28 @@ class EmojiVAR(nn.Module):
         Args:
             word_ids: ``[B, T]`` int64.
             inputs: ``[B, L - 1, code_width]``, the tokenizer's input features of every scale but the first.
+                ``L`` may end after any scale: attention looks back only, so the logits do not change.
 
         Returns:
             ``[B, L, V]``, equal to what generation computes scale by scale from the same codes.
+
+        Raises:
+            ValueError: ``L`` is not the end of a scale.
         """
+        length = inputs.shape[1] + 1
+        ends = [end for end in self.config.ends if end <= length]
+        if not ends or ends[-1] != length:
+            raise ValueError(
+                f"forward requires the tokens of whole scales, one of {self.config.ends}, got {length}; "
+                "pass as inputs what Tokenizer.quantize returns"
+            )
         context, pooled, modulation = self.condition(word_ids)
-        cos, sin = self.rope()
+        cos, sin = (table[:length] for table in self.rope())
         features = self.code_embed(inputs.to(self.code_embed.weight.dtype))
         x = torch.cat([self.start(pooled).unsqueeze(1), features], dim=1)
-        x = x + self.places(cos, sin)
+        x = x + self.places(cos, sin).to(x.dtype)
         for block in self.blocks:
-            x = block(x, context, modulation, cos, sin, self.config.ends)
+            x = block(x, context, modulation, cos, sin, ends)
         return self.head(x, pooled)
 
     @torch.no_grad()

@@ -1,7 +1,8 @@
-"""Muon for the hidden matrices, and the two learning-rate schedules."""
+"""Muon for the hidden matrices, averaged weights, and the learning-rate schedules."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -33,8 +34,9 @@ class Muon(Optimizer):
     """Momentum whose update is orthogonalised, for matrices (Keller Jordan, 2024).
 
     Args:
-        params: two-dimensional parameters, or groups of them. A group may have ``stacked=True``: its weights
-            are square matrices on top of each other, each to be orthogonalised on its own.
+        params: matrices, or convolutions ``[out, in, h, w]`` as matrices ``[out, in * h * w]``; or groups of
+            them. A group may have ``stacked=True``: its weights are square matrices on top of each other,
+            each to be orthogonalised on its own.
         lr: step length; an update has a spectral norm near one.
         momentum: of the running mean of gradients (Nesterov).
         weight_decay: decoupled.
@@ -65,18 +67,36 @@ class Muon(Optimizer):
         return loss
 
     def _update(self, parameters: list[nn.Parameter], group: dict[str, float]) -> None:
-        gradients = torch.stack([p.grad for p in parameters if p.grad is not None])
-        means = []
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            mean = self.state[parameter].setdefault("mean", torch.zeros_like(parameter))
-            means.append(mean.lerp_(gradient, 1 - group["momentum"]))
-        direction = gradients.lerp(torch.stack(means), group["momentum"])
-        rows, columns = parameters[0].shape
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        means = [self.state[p].setdefault("mean", torch.zeros_like(p)) for p in parameters]
+        torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+        direction = torch.stack(torch._foreach_lerp(gradients, means, group["momentum"]))
+        rows, columns = parameters[0].flatten(1).shape
         height = columns if group["stacked"] else rows
-        update = orthogonalise(direction.reshape(-1, height, columns)).to(direction.dtype).view_as(direction)
+        update = orthogonalise(direction.reshape(-1, height, columns)).to(direction.dtype)
         scale = group["lr"] * max(1.0, height / columns) ** 0.5
-        for parameter, change in zip(parameters, update, strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(change, alpha=scale)
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, list(update.reshape(direction.shape).unbind()), alpha=-scale)
+
+
+class MovingAverage(nn.Module):
+    """A copy of a model that follows its parameters slowly; ``model`` is the copy.
+
+    Args:
+        model: is copied.
+        decay: share of the average that a step keeps; less in the first steps, which have little to keep.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move towards the parameters of ``model``, after its step number ``step``, counted from 0."""
+        decay = min(self.decay, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
@@ -93,13 +113,17 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     return plain, stacked, [p for p in model.parameters() if id(p) not in taken]
 
 
-def linear_decay(step: int, steps: int, warmup: int = 60) -> float:
-    """Factor of the learning rate: warm up, hold until half-way, fall linearly to a hundredth."""
-    progress = step / steps
-    return min(1.0, (step + 1) / warmup) * (1.0 if progress < 0.5 else max(0.01, (1 - progress) / 0.5))
+def warm_up(step: int, steps: int) -> float:
+    """Factor of the learning rate: rises linearly over the first ``steps`` steps."""
+    return min(1.0, (step + 1) / steps)
 
 
-def cosine_decay(step: int, steps: int, warmup: int = 200) -> float:
-    """Factor of the learning rate: warm up, hold for two fifths, fall as a half cosine to a fiftieth."""
-    progress = max(0.0, (step / steps - 0.4) / 0.6)
-    return min(1.0, (step + 1) / warmup) * max(0.02, 0.5 * (1 + math.cos(math.pi * progress)))
+def linear_decay(progress: float, hold: float = 0.5) -> float:
+    """Factor of the learning rate at a share of a run: hold, then fall linearly to a hundredth."""
+    return max(0.01, min(1.0, (1 - progress) / (1 - hold)))
+
+
+def cosine_decay(progress: float, hold: float = 0.4) -> float:
+    """Factor of the learning rate at a share of a run: hold, then fall as a half cosine to a fiftieth."""
+    fallen = max(0.0, (progress - hold) / (1 - hold))
+    return max(0.02, 0.5 * (1 + math.cos(math.pi * fallen)))

@@ -8,8 +8,9 @@ from .prompts import GRADIENT, TASKS, Background, Prompt
 from .vocabulary import BACKGROUND_COLOURS, COLOURABLE, COUNTS, HUES, KINDS, RELATIONS
 
 # the harder the task, the more often it is shown
-TASK_SHARES = {"single": 13, "two": 18, "count": 17, "colour": 12, "position": 20, "attribution": 20}
-STYLE_SHARES = {"plain": 50, "gradient": 40, "textured": 10}
+TASK_SHARES = {"single": 9, "two": 17, "count": 17, "colour": 9, "position": 24, "attribution": 24}
+STYLE_SHARES = {"plain": 43, "gradient": 35, "textured": 22}
+EQUAL_HUES = 0.1  # how often two things have one hue, which shows nothing about telling them apart
 BACKGROUND_SAID = 0.7  # how often a training prompt mentions the background
 HELD_OUT_PAIRS = 17  # one ordered pair of kinds in this many is held out
 HELD_OUT_HUES = 13
@@ -63,10 +64,16 @@ def _scene(rng: random.Random, task: str, background: Background | None) -> Prom
     coloured = task in ("colour", "attribution")
     objects = 2 if task in ("two", "position", "attribution") else 1
     kinds = tuple(rng.sample(COLOURABLE if coloured else KINDS, objects))
-    hues = tuple(rng.choices(HUES, k=objects)) if coloured else ()
+    hues = _hues(rng, objects) if coloured else ()
     count = rng.choice(list(COUNTS.values())) if task == "count" else 1
     relation = rng.choice(RELATIONS) if task == "position" else None
     return Prompt(task, kinds, hues, count, relation, background)
+
+
+def _hues(rng: random.Random, objects: int) -> tuple[str, ...]:
+    if rng.random() < EQUAL_HUES:
+        return (rng.choice(HUES),) * objects
+    return tuple(rng.sample(HUES, objects))
 
 
 def _can_be_held_out(prompt: Prompt) -> bool:

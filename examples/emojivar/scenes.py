@@ -18,19 +18,22 @@ from .vocabulary import BACKGROUND_COLOURS, RELATIONS
 
 CANVAS = 256.0  # layout units a side; pictures of any size show the same layout
 SLOTS = 4  # most objects in a scene
-CANDIDATES = 32  # random layouts, of which the best is taken
-SIZES = {
-    1: (88, 150),
-    2: (76, 124),
-    3: (70, 106),
-    4: (70, 98),
-}  # smallest and largest object, by their number
+CANDIDATES = 24  # random layouts, of which the best is taken
+SPREADS = 8  # times that overlapping objects of a layout are pushed apart
+# smallest and largest object, by their number
+LOOSE = {1: (84, 160), 2: (76, 120), 3: (70, 104), 4: (68, 98)}
+CROWDED = {1: (160, 240), 2: (112, 128), 3: (98, 116), 4: (96, 114)}  # objects fill the picture
+CROWDED_SHARE = 0.35
 CLEARANCE = 0.92  # of the sum of two radii; below it they overlap
 RELATION_DISTANCE = 0.8  # of the sum of two radii, along the relation's axis
 RELATION_SKEW = 0.6  # most sideways shift, of the distance along the axis
 RELATION_WEIGHT = 3.0
 TEXTURE_CELLS = 16
-TEXTURE_STRENGTH = 0.05
+TEXTURE_STRENGTH = (0.03, 0.08)  # weakest and strongest
+NOISE, STRIPES, CHECKS = range(3)  # patterns of a textured background
+PATTERN_SHARES = (0.5, 0.25, 0.25)
+PERIODS = (24, 56)  # shortest and longest, of stripes and checks
+SHARPNESS = 2.5  # of the edges of stripes and checks
 
 
 @dataclass
@@ -45,11 +48,17 @@ class Scenes:
     gradient: Tensor  # [B] bool
     textured: Tensor  # [B] bool
     angle: Tensor  # [B], of the gradient
-    texture: Tensor  # [B, 1, 16, 16]
+    texture: Tensor  # [B, 1, 16, 16], noise
+    pattern: Tensor  # [B] int64: NOISE, STRIPES or CHECKS
+    period: Tensor  # [B], of stripes and checks
+    strength: Tensor  # [B], of the texture
 
     def to(self, device: str | torch.device) -> Scenes:
-        """The same on another device."""
-        return Scenes(*(getattr(self, field.name).to(device) for field in fields(self)))
+        """The same on another device; to a GPU without waiting for the work queued there."""
+        tensors = [getattr(self, field.name) for field in fields(self)]
+        if torch.device(device).type == "cuda" and not tensors[0].is_cuda:
+            tensors = [tensor.pin_memory() for tensor in tensors]
+        return Scenes(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
 
 def make_scenes(prompts: Sequence[Prompt], atlas: Atlas, seed: int) -> Scenes:
@@ -77,7 +86,14 @@ def make_scenes(prompts: Sequence[Prompt], atlas: Atlas, seed: int) -> Scenes:
         textured=torch.tensor([b.style == "textured" for b in backgrounds]),
         angle=torch.rand(batch, generator=generator) * 2 * math.pi,
         texture=torch.randn(batch, 1, TEXTURE_CELLS, TEXTURE_CELLS, generator=generator),
+        pattern=torch.multinomial(torch.tensor(PATTERN_SHARES), batch, replacement=True, generator=generator),
+        period=_between(*PERIODS, torch.rand(batch, generator=generator)),
+        strength=_between(*TEXTURE_STRENGTH, torch.rand(batch, generator=generator)),
     )
+
+
+def _between(low: Tensor | float, high: Tensor | float, share: Tensor) -> Tensor:
+    return low + (high - low) * share
 
 
 def _sprite_rows(prompt: Prompt, atlas: Atlas) -> list[int]:
@@ -96,21 +112,33 @@ def _layout(counts: Tensor, relations: Tensor, generator: torch.Generator) -> tu
         generator: on the CPU.
     """
     batch = len(counts)
-    low, high = torch.tensor([(0, 0), *SIZES.values()], dtype=torch.float32)[counts].unbind(1)
-    sizes = low[:, None] + (high - low)[:, None] * torch.rand(batch, SLOTS, generator=generator)
+    crowded = torch.rand(batch, generator=generator) < CROWDED_SHARE
+    limits = torch.tensor([[(0, 0), *table.values()] for table in (LOOSE, CROWDED)], dtype=torch.float32)
+    low, high = limits[crowded.long(), counts].unbind(1)
+    sizes = _between(low[:, None], high[:, None], torch.rand(batch, SLOTS, generator=generator))
     radii = sizes[:, None] / 2  # [B, 1, 4]
     place = torch.rand(batch, CANDIDATES, SLOTS, 2, generator=generator)
-    centres = radii[..., None] + (CANVAS - 2 * radii[..., None]) * place
-
-    apart = (centres[:, :, :, None] - centres[:, :, None]).abs().pow(3).sum(-1).pow(1 / 3)
-    overlap = (CLEARANCE * (radii[:, :, :, None] + radii[:, :, None]) - apart).clamp(min=0)
     present = torch.arange(SLOTS) < counts[:, None]
-    pairs = (present[:, :, None] & present[:, None]).triu(diagonal=1)
-    cost = (overlap * pairs[:, None]).sum((-1, -2))  # [B, candidates]
-
+    pairs = present[:, None, :, None] & present[:, None, None] & ~torch.eye(SLOTS, dtype=torch.bool)
+    centres = _spread(_between(radii[..., None], CANVAS - radii[..., None], place), radii, pairs)
+    cost = (_overlap(centres, radii) * pairs).sum((-1, -2)) / 2  # [B, candidates]
     cost = cost + (relations >= 0)[:, None] * _relation_cost(centres, radii, relations.clamp(min=0))
-    best = cost.argmin(1)
-    return sizes, centres[torch.arange(batch), best]
+    return sizes, centres[torch.arange(batch), cost.argmin(1)]
+
+
+def _overlap(centres: Tensor, radii: Tensor) -> Tensor:
+    """How much too close ``[B, candidates, 4, 4]`` the objects of each pair are."""
+    apart = (centres[:, :, :, None] - centres[:, :, None]).abs().pow(3).sum(-1).pow(1 / 3)
+    return (CLEARANCE * (radii[:, :, :, None] + radii[:, :, None]) - apart).clamp(min=0)
+
+
+def _spread(centres: Tensor, radii: Tensor, pairs: Tensor) -> Tensor:
+    """Centres ``[B, candidates, 4, 2]`` after pushing overlapping pairs apart, inside the picture."""
+    for _ in range(SPREADS):
+        away = F.normalize(centres[:, :, :, None] - centres[:, :, None], dim=-1)
+        push = (_overlap(centres, radii) * pairs)[..., None] / 2 * away
+        centres = (centres + push.sum(3)).clamp(min=radii[..., None], max=CANVAS - radii[..., None])
+    return centres
 
 
 def _relation_cost(centres: Tensor, radii: Tensor, relations: Tensor) -> Tensor:
@@ -140,8 +168,7 @@ def render(scenes: Scenes, sprites: Tensor, size: int = int(CANVAS)) -> Tensor:
     ramp = (ramp.clamp(0, 1) * scenes.gradient[:, None, None])[:, None]
     first, second = scenes.colours[..., None, None].unbind(1)
     image = first * (1 - ramp) + second * ramp
-    texture = F.interpolate(scenes.texture, size=(size, size), mode="bicubic")
-    image = (image + TEXTURE_STRENGTH * texture * scenes.textured[:, None, None, None]).clamp(0, 1)
+    image = (image + _texture(scenes, x, y)[:, None]).clamp(0, 1)
     points = torch.stack([x, y], -1)
     for slot in range(SLOTS):
         centre, radius = scenes.centres[:, slot], scenes.sizes[:, slot] / 2
@@ -150,3 +177,15 @@ def render(scenes: Scenes, sprites: Tensor, size: int = int(CANVAS)) -> Tensor:
         layer = layer * scenes.present[:, slot, None, None, None]
         image = image * (1 - layer[:, 3:]) + layer[:, :3]
     return image
+
+
+def _texture(scenes: Scenes, x: Tensor, y: Tensor) -> Tensor:
+    """What textured backgrounds add to their colour, ``[B, S, S]``, at ``x`` and ``y`` ``[S, S]``."""
+    noise = F.interpolate(scenes.texture, size=tuple(x.shape), mode="bicubic")[:, 0]
+    turn = 2 * math.pi / scenes.period[:, None, None]
+    cos, sin = scenes.angle.cos()[:, None, None], scenes.angle.sin()[:, None, None]
+    across, along = (turn * (x * cos + y * sin)).sin(), (turn * (y * cos - x * sin)).sin()
+    pattern = scenes.pattern[:, None, None]
+    waves = torch.tanh(SHARPNESS * torch.where(pattern == CHECKS, across * along, across))
+    strength = (scenes.strength * scenes.textured)[:, None, None]
+    return strength * torch.where(pattern == NOISE, noise, waves)

@@ -130,6 +130,7 @@ class Tokenizer(nn.Module):
         perturb: Tensor | None = None,
         perturb_noise: float = 0.7,
         generator: torch.Generator | None = None,
+        scales: int | None = None,
     ) -> Tokens:
         """Codes of whitened features ``[B, C, G, G]``, scale by scale.
 
@@ -139,10 +140,12 @@ class Tokenizer(nn.Module):
                 The targets stay the best codes, so a model trained on them learns to repair mistakes.
             perturb_noise: how far a near miss is drawn, in units of the scale's sigma.
             generator: of the near misses, on the device of ``features``.
+            scales: how many, coarse to fine; by default all.
         """
+        scales = len(self.patch_nums) if scales is None else scales
         f_hat = torch.zeros_like(features)
         codes, inputs = [], []
-        for scale in range(len(self.patch_nums)):
+        for scale in range(scales):
             z = self.downscale(features - f_hat, scale) / self.sigma[scale]
             best = used = self.nearest(z)
             if perturb is not None:
@@ -151,6 +154,6 @@ class Tokenizer(nn.Module):
                 used = torch.where(swap, self.nearest(z + perturb_noise * noise), best)
             codes.append(best)
             f_hat = f_hat + self.code_features(used, scale)
-            if scale + 1 < len(self.patch_nums):
+            if scale + 1 < scales:
                 inputs.append(self.downscale(f_hat, scale + 1))
         return Tokens(torch.cat(codes, 1), torch.cat(inputs, 1), f_hat)

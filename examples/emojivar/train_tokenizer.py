@@ -1,112 +1,58 @@
 """Train the tokenizer.
 
     python -m examples.emojivar.train_tokenizer --out out/emojivar --compile
+    python -m examples.emojivar.train_tokenizer --init out/emojivar/tokenizer.safetensors --freeze-tokens \
+        --out out/decoder --compile
 
-Writes `tokenizer.safetensors`, and `tokenizer.state.safetensors`, from which the same command resumes.
+The second command tunes the decoder alone, so that codes keep their meaning. Each writes
+`tokenizer.safetensors`, and `tokenizer.state.safetensors`, from which the same command resumes.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .autoencoder import ResidualBlock
+from .codebook import CodebookTrainer
 from .config import SMOKE, Config
+from .feed import Batch, Feed
 from .layers import at_least_float32
-from .optim import cosine_decay
+from .optim import Muon, cosine_decay, warm_up
 from .tokenizer import Tokenizer
-from .training import Checkpoint, Feed, autocast, parser, prepare_device, run_steps, settings_of, smoke
+from .training import (
+    Checkpoint,
+    autocast,
+    compile_modules,
+    initial_tokenizer,
+    parser,
+    prepare_device,
+    run_steps,
+    settings_of,
+    smoke,
+    uncompiled,
+    write_tensors,
+)
 
-LEARNING_RATE = 1.2e-3
+MUON_RATE = 0.02
+ADAM_RATE = 1.2e-3
+INIT_RATE = 0.5  # of both, where training goes on from given weights
+WARM_UP = 100  # steps
+WEIGHT_DECAY = 0.02
+MOMENTUM = 0.95
+HIDDEN_CHANNELS = 16  # fewest, in and out, of the convolutions that Muon trains
 EDGE_WEIGHT = 0.5
+PSNR_WEIGHT = 0.05
+LEAST_ERROR = 1e-6  # mean squared, below which a picture counts as perfect
 QUANTISER_WEIGHT = 0.5
-COMMITMENT = 0.25
-SIGMA_MOMENTUM = 0.02
-CODEBOOK_MOMENTUM = 0.01
+MOMENT_WEIGHT = 0.1
 LATENT_MOMENTUM = 0.02
-DEAD_SHARE = 0.05  # of the mean count, below which a code is replaced
-REVIVED_SHARE = 0.5
-POOL = 512  # candidates per scale to replace dead codes by
-REVIVE_EVERY_STEP_UNTIL, REVIVE_EVERY, REVIVE_PROGRESS = 400, 10, 0.6
 STEPS = 6000
-
-
-class CodebookTrainer(nn.Module):
-    """Learns the codebook by exponential moving averages, and replaces codes that nothing uses."""
-
-    counts: Tensor
-    sums: Tensor
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__()
-        weight = tokenizer.codebook.weight
-        self.register_buffer("counts", torch.ones(len(weight), device=weight.device))
-        self.register_buffer("sums", weight.detach().clone())
-
-    def forward(
-        self, tokenizer: Tokenizer, features: Tensor, step: int, revive: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Quantise whitened ``features`` ``[B, C, G, G]`` and update the codebook.
-
-        Returns:
-            ``f_hat`` like ``features``, and the loss of the refining convolutions and the commitment.
-        """
-        f_hat, loss = torch.zeros_like(features), features.new_zeros(())
-        counts, sums = torch.zeros_like(self.counts), torch.zeros_like(self.sums)
-        pool = []
-        for scale, side in enumerate(tokenizer.patch_nums):
-            with torch.no_grad():
-                z = self._standardise(tokenizer, features - f_hat, scale, step)
-                idx = tokenizer.nearest(z)
-                weight = 1 / side  # between counting every token and counting every scale alike
-                counts.index_add_(0, idx, torch.full(idx.shape, weight, device=z.device))
-                sums.index_add_(0, idx, z * weight)
-                pool.append(z[torch.randint(len(z), (POOL,), device=z.device)])
-            f_hat = f_hat + tokenizer.code_features(idx.view(len(features), -1), scale)
-            loss = (
-                loss
-                + F.mse_loss(f_hat, features.detach())
-                + COMMITMENT * F.mse_loss(f_hat.detach(), features)
-            )
-        self._update(tokenizer, counts, sums, torch.cat(pool) if revive else None, first=step == 0)
-        return f_hat, loss / len(tokenizer.patch_nums)
-
-    def _standardise(self, tokenizer: Tokenizer, rest: Tensor, scale: int, step: int) -> Tensor:
-        """What a scale has to quantise, ``[B * N, C]`` in units of its sigma, which follows it."""
-        z = tokenizer.downscale(rest, scale)
-        size = z.square().mean().sqrt()
-        sigma = tokenizer.sigma[scale]
-        sigma.copy_(size if step == 0 else sigma.lerp(size, SIGMA_MOMENTUM))
-        z = (z / sigma).flatten(0, 1)
-        if step == 0 and scale == len(tokenizer.patch_nums) - 2:
-            weight = tokenizer.codebook.weight
-            start = z[torch.randint(len(z), (len(weight),), device=z.device)]
-            weight.copy_(start + 0.05 * torch.randn_like(start))
-        return z
-
-    @torch.no_grad()
-    def _update(
-        self, tokenizer: Tokenizer, counts: Tensor, sums: Tensor, pool: Tensor | None, first: bool
-    ) -> None:
-        weight = tokenizer.codebook.weight
-        if first:
-            self.counts.fill_(counts.mean())
-            self.sums.copy_(weight * self.counts[:, None])
-        self.counts.lerp_(counts, CODEBOOK_MOMENTUM)
-        self.sums.lerp_(sums, CODEBOOK_MOMENTUM)
-        if pool is not None:
-            mean = self.counts.mean()
-            dead = self.counts < DEAD_SHARE * mean
-            fresh = pool[torch.randint(len(pool), (len(weight),), device=pool.device)]
-            self.counts.copy_(torch.where(dead, mean * REVIVED_SHARE, self.counts))
-            self.sums.copy_(torch.where(dead[:, None], fresh * self.counts[:, None], self.sums))
-        weight.copy_(self.sums / self.counts[:, None].clamp(min=1e-6))
+EVALUATED = 64  # held-out pictures
 
 
 def edge_loss(a: Tensor, b: Tensor) -> Tensor:
@@ -119,10 +65,34 @@ def edge_loss(a: Tensor, b: Tensor) -> Tensor:
     return loss
 
 
+def picture_loss(restored: Tensor, images: Tensor) -> Tensor:
+    """How far restored pictures ``[B, 3, H, W]`` are from the originals.
+
+    The logarithm of each picture's squared error is its PSNR; alone, the absolute difference would give up
+    what is thin. The gradients keep edges crisp, which the squared error would blur.
+    """
+    difference = restored - images
+    errors = difference.square().mean((1, 2, 3)).clamp(min=LEAST_ERROR)
+    return (
+        difference.abs().mean()
+        + errors.mean()
+        + PSNR_WEIGHT * errors.log().mean()
+        + EDGE_WEIGHT * edge_loss(restored, images)
+    )
+
+
+def moment_loss(features: Tensor) -> Tensor:
+    """How far the channels of the encoder's features ``[B, C, G, G]`` are from mean 0 and variance 1.
+
+    Whitening hides their size from every other loss but the codes', which is less the smaller they are. Left
+    alone they shrink to where bfloat16 rounds them to a handful of values.
+    """
+    return features.mean((0, 2, 3)).square().mean() + features.var((0, 2, 3)).log().square().mean()
+
+
 @torch.no_grad()
-def update_latent_statistics(tokenizer: Tokenizer, features: Tensor, step: int) -> None:
+def update_latent_statistics(tokenizer: Tokenizer, features: Tensor, momentum: float) -> None:
     """Follow the mean and variance of the encoder's features ``[B, C, G, G]``."""
-    momentum = max(1 / (step + 1), LATENT_MOMENTUM)
     tokenizer.latent_mean.lerp_(features.mean((0, 2, 3)), momentum)
     tokenizer.latent_var.lerp_(features.var((0, 2, 3)), momentum)
 
@@ -141,77 +111,117 @@ class TokenizerTrainer:
 
     tokenizer: Tokenizer
     codebook: CodebookTrainer
-    optimizer: torch.optim.Optimizer
+    optimizers: Mapping[str, torch.optim.Optimizer]
+    parameters: list[nn.Parameter]
     feed: Feed
-    steps: int
+    rate: float  # factor of the learning rates
+    frozen: bool  # whether the decoder alone is trained
+    picture_loss: Callable[[Tensor, Tensor], Tensor]
 
-    def step(self, step: int) -> dict[str, float]:
+    def step(self, step: int, progress: float, batch: Batch) -> dict[str, Tensor]:
         """One update; its losses."""
         torch.manual_seed(self.feed.step_seed(step))
-        tokenizer, device = self.tokenizer, self.feed.device
-        _, images = self.feed(step)
-        images = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
-        for group in self.optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * cosine_decay(step, self.steps)
+        device = self.feed.device
+        images = (self.feed.paint(batch.scenes) * 2 - 1).contiguous(memory_format=torch.channels_last)
+        if self.frozen:
+            features, losses = self.frozen_features(images)
+        else:
+            features, losses = self.features(images, step, progress)
         with autocast(device):
-            raw = tokenizer.encoder(images)
+            restored = self.tokenizer.decoder(features.contiguous(memory_format=torch.channels_last))
+        losses["pictures"] = self.picture_loss(at_least_float32(restored), images)
+        sum(losses.values()).backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        factor = self.rate * warm_up(step, WARM_UP) * cosine_decay(progress)
+        for name, rate in (("muon", MUON_RATE), ("adamw", ADAM_RATE)):
+            for group in self.optimizers[name].param_groups:
+                group["lr"] = rate * factor
+            self.optimizers[name].step()
+            self.optimizers[name].zero_grad(set_to_none=True)
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def features(self, images: Tensor, step: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the decoder reads of pictures in [-1, 1], straight through the codes, and the codes' loss."""
+        with autocast(self.feed.device):
+            raw = self.tokenizer.encoder(images)
         raw = at_least_float32(raw)
-        update_latent_statistics(tokenizer, raw.detach(), step)
-        features = tokenizer.whiten(raw)
-        early = step < REVIVE_EVERY_STEP_UNTIL
-        revive = early or (step % REVIVE_EVERY == 0 and step < REVIVE_PROGRESS * self.steps)
-        f_hat, quantiser_loss = self.codebook(tokenizer, features, step, revive)
-        straight_through = features + (f_hat - features).detach()
-        with autocast(device):
-            restored = tokenizer.decoder(straight_through.contiguous(memory_format=torch.channels_last))
-        restored = at_least_float32(restored)
-        pixel_loss = (restored - images).abs().mean() + F.mse_loss(restored, images)
-        loss = pixel_loss + EDGE_WEIGHT * edge_loss(restored, images) + QUANTISER_WEIGHT * quantiser_loss
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trainable(tokenizer), 1.0)
-        self.optimizer.step()
-        return {"loss": loss.item(), "pixels": pixel_loss.item(), "quantiser": quantiser_loss.item()}
+        momentum = max(1 / (step + 1), LATENT_MOMENTUM) if self.codebook.fresh else LATENT_MOMENTUM
+        update_latent_statistics(self.tokenizer, raw.detach(), momentum)
+        features = self.tokenizer.whiten(raw)
+        f_hat, loss = self.codebook(self.tokenizer, features, step, progress)
+        losses = {"quantiser": QUANTISER_WEIGHT * loss, "moments": MOMENT_WEIGHT * moment_loss(raw)}
+        return features + (f_hat - features).detach(), losses
+
+    @torch.no_grad()
+    def frozen_features(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the decoder reads of pictures in [-1, 1] where their codes do not change, and no loss."""
+        with autocast(self.feed.device):
+            raw = self.tokenizer.encoder(images)
+        return self.tokenizer.quantize(self.tokenizer.whiten(at_least_float32(raw))).f_hat, {}
 
 
-def trainable(tokenizer: Tokenizer) -> list[nn.Parameter]:
-    """Everything but the codebook, which follows moving averages."""
-    return [p for name, p in tokenizer.named_parameters() if not name.startswith("codebook.")]
+def trainable(tokenizer: Tokenizer, frozen: bool) -> list[nn.Parameter]:
+    """The decoder, or everything but the codebook, which follows moving averages."""
+    kept = "decoder." if frozen else ("encoder.", "decoder.", "refine.")
+    return [parameter for name, parameter in tokenizer.named_parameters() if name.startswith(kept)]
 
 
 def make_trainer(arguments: argparse.Namespace) -> TokenizerTrainer:
-    """A fresh tokenizer and its feed."""
+    """A fresh tokenizer, or the one of ``--init``, and its feed."""
     torch.manual_seed(arguments.seed)
     config = SMOKE if arguments.smoke else Config()
     device = prepare_device(arguments.device)
     tokenizer = Tokenizer(config.patch_nums, config.codes, config.code_width, config.tokenizer_widths)
-    tokenizer.to(device, memory_format=torch.channels_last)
-    tokenizer.codebook.requires_grad_(False)
+    if arguments.init:
+        tokenizer.load_state_dict(initial_tokenizer(arguments.init, config))
+    tokenizer.to(device, memory_format=torch.channels_last).requires_grad_(False)
+    parameters = trainable(tokenizer, arguments.freeze_tokens)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    measure = picture_loss
     if arguments.compile:
-        for module in tokenizer.modules():
-            if isinstance(module, ResidualBlock):
-                module.compile()
-    optimizer = torch.optim.AdamW(
-        trainable(tokenizer), lr=LEARNING_RATE, betas=(0.9, 0.97), weight_decay=1e-4
+        measure = torch.compile(picture_loss, dynamic=False)
+        compile_modules(module for module in tokenizer.modules() if isinstance(module, ResidualBlock))
+    hidden = [p for p in parameters if p.dim() == 4 and min(p.shape[:2]) >= HIDDEN_CHANNELS]
+    taken = {id(parameter) for parameter in hidden}
+    others = [parameter for parameter in parameters if id(parameter) not in taken]
+    optimizers = {
+        "muon": Muon(hidden, lr=MUON_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY),
+        "adamw": torch.optim.AdamW(
+            others, lr=ADAM_RATE, betas=(0.9, 0.97), weight_decay=1e-4, fused=device.type == "cuda"
+        ),
+    }
+    feed = Feed(device, tokenizer.image_size, lambda _: arguments.batch, arguments.seed, arguments.workers)
+    codebook = CodebookTrainer(tokenizer, fresh=not arguments.init)
+    rate = INIT_RATE if arguments.init else 1.0
+    return TokenizerTrainer(
+        tokenizer, codebook, optimizers, parameters, feed, rate, arguments.freeze_tokens, measure
     )
-    feed = Feed(device, tokenizer.image_size, arguments.batch, arguments.seed)
-    return TokenizerTrainer(tokenizer, CodebookTrainer(tokenizer), optimizer, feed, arguments.steps)
 
 
 def main(argv: Sequence[str] | None = None) -> float:
     """Command line; returns the PSNR on held-out scenes."""
-    arguments = smoke(parser(__doc__.splitlines()[0], STEPS).parse_args(argv))
+    options = parser(__doc__.splitlines()[0], STEPS)
+    options.add_argument("--freeze-tokens", action="store_true", help="train the decoder alone; needs --init")
+    arguments = smoke(options.parse_args(argv))
+    if arguments.freeze_tokens and not arguments.init:
+        options.error("--freeze-tokens requires --init: the decoder of random codes has nothing to learn")
     trainer = make_trainer(arguments)
     checkpoint = Checkpoint(
         arguments.out / "tokenizer.state.safetensors",
         {"tokenizer": trainer.tokenizer, "codebook": trainer.codebook},
-        {"adamw": trainer.optimizer},
-        settings_of(arguments),
+        trainer.optimizers,
+        settings_of(arguments, "freeze_tokens"),
     )
-    run_steps(trainer.step, checkpoint, arguments)
-    stored = {name: value.cpu().contiguous() for name, value in trainer.tokenizer.state_dict().items()}
-    save_file(stored, arguments.out / "tokenizer.safetensors")
-    psnr = reconstruction_psnr(trainer.tokenizer.eval(), trainer.feed.held_out(arguments.batch)[1])
+
+    def publish() -> None:
+        stored = {name: value.cpu().contiguous() for name, value in trainer.tokenizer.state_dict().items()}
+        write_tensors(stored, arguments.out / "tokenizer.safetensors")
+
+    run_steps(trainer.step, trainer.feed, checkpoint, publish, arguments)
+    with uncompiled(arguments):
+        images = trainer.feed.held_out(min(arguments.batch, EVALUATED))[1]
+        psnr = reconstruction_psnr(trainer.tokenizer.eval(), images)
     print(f"held-out PSNR {psnr:.2f} dB", flush=True)
     return psnr
 

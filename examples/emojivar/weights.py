@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as serialise
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import Config
 from .model import EmojiVAR
@@ -47,13 +47,13 @@ def load(
         raise ValueError(f"load requires a floating-point dtype, got {dtype}; pass e.g. torch.bfloat16")
     folder = Path(folder)
     index_path = folder / INDEX_NAME
-    index = _read_index(index_path)
+    index = read_index(index_path)
     tensors: dict[str, Tensor] = {}
     for name, entry in index["shards"].items():
-        tensors.update(_read_shard(folder / name, entry))
+        tensors.update(read_shard(folder / name, entry))
     with torch.random.fork_rng(devices=[]):  # the random initial weights are not worth the caller's stream
         model = EmojiVAR(_config(index_path, index))
-    _check_tensors(index_path, model, tensors)
+    check_tensors(index_path, model, tensors)
     model.load_state_dict(tensors)
     return cast(model, dtype).eval().requires_grad_(False).to(device)
 
@@ -91,10 +91,8 @@ def save(model: EmojiVAR, folder: str | Path, dtype: torch.dtype = torch.bfloat1
         free -= stored.nbytes
     entries: dict[str, Any] = {}
     for number, shard in enumerate(shards, start=1):
-        data = serialise(shard, metadata={"format": "pt"})
         name = f"emojivar-{number:05d}-of-{len(shards):05d}.safetensors"
-        (folder / name).write_bytes(data)
-        entries[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        entries[name] = write_shard(shard, folder / name)
     index = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -103,6 +101,13 @@ def save(model: EmojiVAR, folder: str | Path, dtype: torch.dtype = torch.bfloat1
         "shards": entries,
     }
     (folder / INDEX_NAME).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def write_shard(tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
+    """Write a safetensors file, and return the entry of an index that names it."""
+    data = serialise(tensors, metadata={"format": "pt"})
+    path.write_bytes(data)
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -114,16 +119,16 @@ def _read_bytes(path: Path) -> bytes:
         raise WeightsError(f"weights file {path} cannot be read ({error.strerror}); {REMEDY}") from error
 
 
-def _read_index(path: Path) -> dict[str, Any]:
-    """The index, with every field of the right kind."""
+def read_index(path: Path, expected: str = FORMAT) -> dict[str, Any]:
+    """The index, with every field of the right kind; WeightsError where its format is not as expected."""
     try:
         index = json.loads(_read_bytes(path))
     except ValueError as error:
         raise WeightsError(
             f"weights index {path} requires JSON, got something else ({error}); {REMEDY}"
         ) from None
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise WeightsError(f"weights index {path} requires format {FORMAT!r}, got another file; {REMEDY}")
+    if not isinstance(index, dict) or index.get("format") != expected:
+        raise WeightsError(f"weights index {path} requires format {expected!r}, got another file; {REMEDY}")
     if index.get("version") != FORMAT_VERSION:
         raise WeightsError(
             f"weights index {path} requires version {FORMAT_VERSION}, got {index.get('version')!r}; "
@@ -156,8 +161,8 @@ def _config(path: Path, index: dict[str, Any]) -> Config:
     return config
 
 
-def _read_shard(path: Path, entry: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of one shard, after checking its size and digest."""
+def read_shard(path: Path, entry: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of one shard, after checking its size and digest; WeightsError if they do not fit."""
     data = _read_bytes(path)
     if len(data) != entry["bytes"]:
         raise WeightsError(
@@ -176,8 +181,8 @@ def _read_shard(path: Path, entry: dict[str, Any]) -> dict[str, Tensor]:
         ) from error
 
 
-def _check_tensors(path: Path, model: EmojiVAR, tensors: dict[str, Tensor]) -> None:
-    """Every tensor of the model is there, in its shape, and no other."""
+def check_tensors(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Every tensor of the model is there, in its shape, and no other; WeightsError if not."""
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(own.keys() | got.keys()):

@@ -44,11 +44,12 @@ class Runner:
 
 
 @pytest.fixture(
-    params=["cpu", "triton-interpreted", pytest.param("triton-gpu", marks=pytest.mark.gpu)], scope="module"
+    params=["cpu", "cpu-native", "triton-interpreted", pytest.param("triton-gpu", marks=pytest.mark.gpu)],
+    scope="module",
 )
 def run(request: pytest.FixtureRequest) -> Runner:
-    if request.param == "cpu":
-        return Runner("cpu", "cpu")
+    if request.param in ("cpu", "cpu-native"):
+        return Runner(request.param, "cpu")
     pytest.importorskip("triton")
     if request.param == "triton-interpreted" and torch.cuda.is_available():
         pytest.skip("Triton is compiled here; see triton-gpu")

@@ -100,6 +100,35 @@ def test_objects_are_counted_present_and_inside(atlas: Atlas) -> None:
     assert scenes.sprites.shape == (40, SLOTS)
 
 
+def test_objects_hardly_overlap(atlas: Atlas) -> None:
+    prompts = [parse(p) for p in ("two cats", "three cats", "four cats", "a cat left of a dog")] * 32
+    scenes = make_scenes(prompts, atlas, 2)
+    apart = (scenes.centres[:, :, None] - scenes.centres[:, None]).abs().pow(3).sum(-1).pow(1 / 3)
+    needed = (scenes.sizes[:, :, None] + scenes.sizes[:, None]) / 2
+    pairs = scenes.present[:, :, None] & scenes.present[:, None] & ~torch.eye(SLOTS, dtype=torch.bool)
+    assert (apart / needed)[pairs].min() > 0.85
+
+
+def test_some_scenes_fill_the_picture(atlas: Atlas) -> None:
+    scenes = make_scenes([parse("a cat"), parse("four cats")] * 64, atlas, 4)
+    covered = (scenes.sizes.square() * scenes.present).sum(1) / 256**2
+    for share in (covered[::2], covered[1::2]):
+        assert (share > 0.55).sum() > 6
+        assert (share < 0.5).sum() > 20
+
+
+def test_textures_are_of_several_kinds_and_strengths(atlas: Atlas) -> None:
+    prompts = [parse("a pig on a textured gray background")] * 48
+    scenes = make_scenes(prompts, atlas, 0)
+    assert set(scenes.pattern.tolist()) == {0, 1, 2}
+    scenes.present[:] = False
+    deviations = render(scenes, sprites_of(atlas), 64).std((1, 2, 3))
+    plain = render(make_scenes([parse("a pig on a plain gray background")], atlas, 0), sprites_of(atlas), 64)
+    assert deviations.min() > 0.02
+    assert deviations.max() > 2 * deviations.min()
+    assert plain[0, :, 0, 0].std() < 0.03
+
+
 def test_backgrounds_are_as_said(atlas: Atlas) -> None:
     for name, colour in BACKGROUND_COLOURS.items():
         scenes = make_scenes([parse(f"a pig on a plain {name} background")], atlas, 0)

@@ -44,12 +44,12 @@ def capture_program(program: Program, inputs: Inputs, dynamic: Axes, *, duck: bo
         nodes.append(node)
     names = list(inputs)
     graph.output(graph.call_function(lambda *values: program(dict(zip(names, values, strict=True))), tuple(nodes)))
-    with tracing(TracingContext(mode)), torch.no_grad(), _quick_tracing():
+    with tracing(TracingContext(mode)), torch.no_grad(), quick_tracing():
         return capture(fx.GraphModule(nn.Module(), graph))
 
 
 @contextlib.contextmanager
-def _quick_tracing() -> Iterator[None]:
+def quick_tracing() -> Iterator[None]:
     """Leaves out what takes a third of the time and no test reads: a stack trace in each node, a cache."""
     no_stack = mock.patch.object(CapturedTraceback, "summary", lambda _: traceback.StackSummary())
     with no_stack, torch._dynamo.config.patch(fake_tensor_cache_enabled=False):

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from tests.passes.graphs import capture_program, rewritten, run
 from tests.property import reference
-from tests.property.programs import program
+from tests.property.programs import Shape, program
 from tests.property.strategies import Case
 from toprovar_compiler.errors import UnsupportedGraphError
 from toprovar_compiler.passes.drop_assertions import DropAssertions
@@ -60,10 +60,10 @@ def prepare_or_refuse(case: Case, seed: int) -> Prepared | str:
         return str(error)
 
 
-def draw_index(case: Case, keep: int, seed: int) -> Tensor:
+def draw_index(shape: Shape, keep: int, seed: int) -> Tensor:
     """[B, K]: for each sample other tokens, in no order."""
     generator = torch.Generator().manual_seed(seed)
-    rows = [torch.randperm(case.shape.tokens, generator=generator)[:keep] for _ in range(case.shape.batch)]
+    rows = [torch.randperm(shape.tokens, generator=generator)[:keep] for _ in range(shape.batch)]
     return torch.stack(rows)
 
 
@@ -83,7 +83,7 @@ def check_entropy(prepared: Prepared) -> None:
 
 def check_pruned(prepared: Prepared, keys: PrunedKeys, keep: int, seed: int) -> None:
     """Pruned to ``keep`` tokens: what the untouched program gives on gathered tokens, sample by sample."""
-    index = draw_index(prepared.case, keep, seed)
+    index = draw_index(prepared.case.shape, keep, seed)
     base = torch.randn(prepared.inputs["x"].shape, generator=torch.Generator().manual_seed(seed)).double()
     expected = reference.pruned(
         prepared.case.blocks, prepared.case.shape, prepared.inputs, index, base, keys == "computed"

@@ -27,6 +27,10 @@ from tests.property.tables import LAYOUTS, SOURCES, Table
 MIXING = "mixing"
 UNSURE = "unsure"
 
+# On both sides of the widths of vector loops (4 and 8 float64), and all of a table of 40 rows at most.
+OTHER_SIZES = (2, 3, 4, 5, 7, 8, 9, 16, 17)
+EVEN_SIZES = (2, 4, 6)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -120,6 +124,37 @@ def good_cases(draw: st.DrawFn) -> Case:
         dynamic_text=draw(st.booleans()),
         duck=draw(st.booleans()),
     )
+
+
+@st.composite
+def other_shapes(draw: st.DrawFn, case: Case) -> Shape:
+    """Sizes that a program's graph may meet later; sizes that share a symbol stay equal.
+
+    A program that makes a table for each sample is for the number of samples that it was written for.
+    """
+    drawn: dict[object, int] = {}
+
+    def size(name: str, old: int, choices: Sequence[int] = OTHER_SIZES) -> int:
+        key = old if case.duck else name
+        if key not in drawn:
+            drawn[key] = draw(st.sampled_from(choices), label=name)
+        return drawn[key]
+
+    shape = case.shape
+    per_sample = any("b" in table.layout for block in case.blocks for table in block.tables())
+    any_batch = case.dynamic_batch and not per_sample
+    return replace(
+        shape,
+        batch=size("batch", shape.batch, EVEN_SIZES) if any_batch else shape.batch,
+        tokens=size("tokens", shape.tokens),
+        cached=size("cached", shape.cached) if shape.cached else 0,
+        text=size("text", shape.text) if case.dynamic_text else shape.text,
+    )
+
+
+def rows_per_sample(case: Case) -> st.SearchStrategy[int | None]:
+    """Rows that share an index that the graph's own gate chooses, 2 as under guidance; None: no gate."""
+    return st.sampled_from([None, 1, 2] if case.shape.batch % 2 == 0 else [None, 1])
 
 
 @st.composite

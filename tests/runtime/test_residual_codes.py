@@ -81,7 +81,7 @@ def _watched(model: nn.Module, mask: Tensor | None) -> None:
     """Hook the embeddings with a session that answers ``mask`` to everything."""
 
     class Fixed:
-        def see_codes(self, indices: Tensor) -> Tensor | None:
+        def see_codes(self, indices: Tensor, vectors: Tensor) -> Tensor | None:
             return mask
 
     backend = Backend(None)

@@ -21,6 +21,7 @@ from torch import Tensor
 from toprovar_compiler.errors import KernelUnavailableError
 from toprovar_compiler.kernels.checks import check_attention, check_gate
 from toprovar_compiler.kernels.cpu_attention import attention_entropy_cpu
+from toprovar_compiler.kernels.cpu_native import attention_entropy_native, native, require_native
 from toprovar_compiler.kernels.gate import entropy_gate
 from toprovar_compiler.kernels.reference import attention_entropy_reference
 
@@ -42,11 +43,13 @@ _LIBRARY.define("entropy_gate(Tensor entropy, SymInt keep) -> Tensor")
 def implementation(name: str) -> AttentionEntropy:
     """The implementation of `flash_attention_entropy` with this name, for calls outside the dispatcher.
 
-    "cpu" (torch operations on tiles), "triton" (one fused kernel) and "reference" (the full matrix) take
-    and return what the operator does and check their arguments alike.
+    "cpu-native" (one fused kernel in C++; float64, which it lacks, runs as "cpu"), "cpu" (torch operations
+    on tiles), "triton" (one fused kernel) and "reference" (the full matrix) take and return what the
+    operator does and check their arguments alike. On CPU the operator is "cpu-native", or "cpu" where that
+    cannot be compiled.
 
     Raises:
-        KernelUnavailableError: no such name, or what it needs (Triton) is not installed.
+        KernelUnavailableError: no such name, or what it needs (Triton, a C++ compiler) is not installed.
     """
     if name not in _IMPLEMENTATIONS:
         raise KernelUnavailableError(
@@ -55,6 +58,8 @@ def implementation(name: str) -> AttentionEntropy:
         )
     if name == "triton":
         _triton()
+    if name == "cpu-native":
+        require_native()
     return _IMPLEMENTATIONS[name]
 
 
@@ -80,6 +85,15 @@ def _attention_cpu(
     return attention_entropy_cpu(q, k, v, bias, scale)
 
 
+def _attention_native(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    check_attention(q, k, v, bias, scale)
+    if q.dtype == torch.float64 or native().function is None:
+        return attention_entropy_cpu(q, k, v, bias, scale)
+    return attention_entropy_native(q, k, v, bias, scale)
+
+
 def _attention_triton(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
 ) -> tuple[Tensor, Tensor]:
@@ -96,6 +110,7 @@ def _attention_reference(
 
 _IMPLEMENTATIONS: dict[str, AttentionEntropy] = {
     "cpu": _attention_cpu,
+    "cpu-native": _attention_native,
     "triton": _attention_triton,
     "reference": _attention_reference,
 }
@@ -161,7 +176,7 @@ def _gate_vmap(info: Any, in_dims: tuple[int | None, ...], entropy: Tensor, keep
     return index.unflatten(0, (info.batch_size, -1)), 0
 
 
-_LIBRARY.impl("flash_attention_entropy", _attention_cpu, "CPU")
+_LIBRARY.impl("flash_attention_entropy", _attention_native, "CPU")
 _LIBRARY.impl("flash_attention_entropy", _attention_triton, "CUDA")
 _LIBRARY.impl("entropy_gate", _gate, "CPU")
 _LIBRARY.impl("entropy_gate", _gate, "CUDA")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Step(NamedTuple):
@@ -82,6 +82,17 @@ class Policy(Protocol):
     name: str
     exits_scales: bool
     """Whether tokens that are pruned at a scale must contribute a zero residual code."""
+    may_exit: bool
+    """Whether a generation may end before its last scale."""
+    may_replace: bool
+    """Whether a scale may be run for the conditional rows alone."""
+
+    def meet(self, model: nn.Module) -> None:
+        """Check what the policy needs to know of the model, before anything runs; the model is not kept.
+
+        Raises:
+            ToprovarError: that is missing.
+        """
 
     def start_generation(self) -> None: ...
 
@@ -89,5 +100,43 @@ class Policy(Protocol):
 
     def observe(self, step: Step, outcome: Outcome) -> None: ...
 
+    def observe_codes(self, codes: Tensor, vectors: Tensor) -> None:
+        """The running scale's codes [samples, N], and what they stand for in the codebook [samples, N, C]."""
+
+    def exits_before(self, scale: int) -> bool:
+        """Whether this scale and all later ones are not run. The same answer all through a generation."""
+
+    def replaces_unconditional(self, scale: int) -> bool:
+        """Whether from this scale on the conditional rows' results stand for the unconditional ones too."""
+
     def complaints(self) -> list[str]:
         """Reasons, since the last call, why decisions were worse than they should be."""
+
+
+class BasePolicy:
+    """What a policy does that has nothing to add: it remembers nothing and runs every scale."""
+
+    exits_scales = False
+    may_exit = False
+    may_replace = False
+
+    def meet(self, model: nn.Module) -> None:
+        """Nothing has to be known of the model."""
+
+    def start_generation(self) -> None:
+        """Nothing is remembered between generations."""
+
+    def observe(self, step: Step, outcome: Outcome) -> None:
+        """Nothing is learned from what ran."""
+
+    def observe_codes(self, codes: Tensor, vectors: Tensor) -> None:
+        """Nothing is learned from codes."""
+
+    def exits_before(self, scale: int) -> bool:
+        return False
+
+    def replaces_unconditional(self, scale: int) -> bool:
+        return False
+
+    def complaints(self) -> list[str]:
+        return []

@@ -18,12 +18,17 @@ from toprovar_compiler.schedule import grid_of
 
 
 class EntropySource(Protocol):
-    """Collects entropy maps of what ran, and ranks the tokens of what is to run."""
+    """Collects entropy maps of what ran, and ranks the tokens of what is to run: lowest scores are kept."""
+
+    reads_entropy: bool
+    """Whether blocks must return their entropy maps."""
+    missing: str | None
+    """Why pruning is not possible where there are no scores; None where that is as it should be."""
 
     def start_generation(self) -> None: ...
 
     def scores(self, step: Step) -> Tensor | None:
-        """Entropy map [samples, N] for the step, or None if there is none yet."""
+        """Scores [samples, N] of the step's tokens, or None if there are none yet."""
 
     def observe(self, step: Step, entropy: Tensor, kept: Tensor | None) -> None:
         """Entropy [B, N], or [B, K] of the tokens in ``kept`` [samples, K]; first rows of samples first."""
@@ -68,6 +73,9 @@ class _Maps:
 
 class SameLayer:
     """The same layer's map of the previous scale, resized (NOTES 4a)."""
+
+    reads_entropy = True
+    missing: str | None = "no entropy map of an earlier scale on a square token grid"
 
     def __init__(self) -> None:
         self.start_generation()
@@ -141,6 +149,10 @@ class LayerMean(SameLayer):
 
 class LastFullLayer:
     """The map of the last layer that ran in full at this scale (NOTES 4b)."""
+
+    reads_entropy = True
+    # The first layer of a scale has to run in full for the others to have a map: no fallback.
+    missing: str | None = None
 
     def __init__(self) -> None:
         self.start_generation()

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Protocol
 
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from toprovar_compiler.policies.base import Outcome, Step
 from toprovar_compiler.policies.entropy_source import resize
+from toprovar_compiler.schedule import grid_of
 
 
 class Restoration(Protocol):
@@ -69,4 +71,38 @@ class CachedUpdate:
 
     def observe(self, step: Step, outcome: Outcome) -> None:
         if self._first_scale is None or step.scale + 1 >= self._first_scale:
+            self._updates[step.layer] = outcome.stream_out - outcome.stream_in
+
+
+class DesignatedUpdate:
+    """FastVAR's cached token restoration: a pruned token gets the layer's update of one designated scale.
+
+    That is the last scale that the layer ran in full before it was first pruned; later scales do not renew
+    it. The update, [B, n, C], is brought to the new grid by area interpolation.
+    """
+
+    per_scale = False
+    exits_scales = False
+
+    def __init__(self) -> None:
+        self.start_generation()
+
+    def start_generation(self) -> None:
+        self._updates: dict[int, Tensor] = {}
+        self._pruned: set[int] = set()
+
+    def base(self, step: Step, stream: Tensor) -> Tensor | None:
+        update = self._updates.get(step.layer)
+        if update is None:
+            return None
+        old, new = grid_of(update.shape[1]), grid_of(step.tokens)
+        if old is None or new is None:
+            return None
+        grid = update.transpose(1, 2).unflatten(2, old)
+        return stream + interpolate(grid, size=new, mode="area").flatten(2).transpose(1, 2)
+
+    def observe(self, step: Step, outcome: Outcome) -> None:
+        if outcome.kept is not None:
+            self._pruned.add(step.layer)
+        elif step.layer not in self._pruned:
             self._updates[step.layer] = outcome.stream_out - outcome.stream_in

@@ -1,0 +1,74 @@
+"""Arguments and exit statuses that commands have in common."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, get_args
+
+from toprovar_compiler.cli_model import DEFAULT_MODEL, DTYPES
+from toprovar_compiler.options import PolicyName
+
+EXIT_OK, EXIT_PROBLEM, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def add_painting(parser: argparse.ArgumentParser) -> None:
+    """What ``demo`` and ``generate`` have in common."""
+    add_model(parser)
+    parser.add_argument(
+        "--out", type=Path, default=Path("out"), help="folder to write to (default: %(default)s)"
+    )
+    parser.add_argument("--policy", choices=get_args(PolicyName), help="what decides which tokens to skip")
+    add_pruning(parser)
+    add_traceback(parser)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model, where, in which precision, and the first seed."""
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="MODULE:FUNCTION",
+        help="a function that takes device and dtype and gives the model; the working directory is on the "
+        "import path (default: %(default)s)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, else bfloat16")
+    parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: %(default)s)")
+
+
+def add_pruning(parser: argparse.ArgumentParser) -> None:
+    """The compiler's options, all but the policy."""
+    parser.add_argument(
+        "--keep-ratio",
+        type=_ratios,
+        metavar="RATIO",
+        help="share of tokens kept in a pruned block, in (0, 1]: one number, or one per scale (.5,.3,...)",
+    )
+    parser.add_argument("--start-scale", type=int, metavar="S", help="first scale that may be pruned, from 0")
+    parser.add_argument(
+        "--strict", action="store_true", default=None, help="fail where pruning was due but not possible"
+    )
+
+
+def add_traceback(parser: argparse.ArgumentParser) -> None:
+    """For those who look for a defect."""
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+
+
+def _ratios(text: str) -> float | list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"requires a number, or numbers with commas, got {text!r}"
+        ) from error
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The compiler options that the command line gave, a policy too if it is a single one; toprovar has its
+    own defaults for the others."""
+    names = ("policy", "keep_ratio", "start_scale", "strict")
+    given = {name: getattr(arguments, name, None) for name in names}
+    return {name: value for name, value in given.items() if value is not None}

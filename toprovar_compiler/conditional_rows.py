@@ -1,0 +1,237 @@
+"""Runs blocks for the conditional rows alone and lets their results stand for the unconditional rows too.
+
+Under classifier-free guidance a batch is [all conditional rows, all unconditional rows]. At a scale where the
+unconditional branch is replaced, a block gets the first half of every tensor whose first dimension counts the
+rows, in its arguments and in the caches that its modules hold, and its results are repeated. The modules that
+turn the last block's output into logits get the conditional rows twice, so that guidance has nothing to add.
+All later scales are replaced as well, so halves of caches are never missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+from torch.utils.hooks import RemovableHandle
+
+from toprovar_compiler.errors import UnsupportedGraphError
+from toprovar_compiler.generation import Generation
+from toprovar_compiler.session import Session
+
+_BRANCHES = 2  # conditional and unconditional
+_OTHER_GUIDANCE = (
+    "the unconditional branch was not replaced: that requires guidance with two rows a sample, and codes "
+    "that are seen"
+)
+_REFUSED = (
+    "the unconditional branch was not replaced: a block gives other results for the conditional rows alone, "
+    "or cannot run them"
+)
+# What every module holds of its own is neither cache nor argument.
+_OWN = frozenset(vars(nn.Module()))
+
+
+class Owner(Protocol):
+    """Has the session that is in charge, if any."""
+
+    session: Session | None
+
+
+class ConditionalRows:
+    """Halves the calls of one model's blocks at the scales where its generation says so.
+
+    Which tensors count rows is seen by their first dimension, which may deceive. So the first halved call of
+    every kind is checked beforehand, uncompiled: the conditional rows must come out as in the full batch.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], owner: Owner) -> None:
+        self.blocks, self.owner = list(blocks), owner
+        self._fits: dict[tuple[str, ...], bool] = {}
+
+    def halved(self, block: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
+        """``call``, a compiled call of ``block``, that runs half of the rows where that is due."""
+
+        def run(*arguments: Any, **named: Any) -> Any:
+            generation = self._replacing((arguments, named))
+            if generation is None or not self._may_halve(block, arguments, named, generation):
+                return call(*arguments, **named)
+            _halve_caches(block, generation.rows)
+            _, (given, given_named) = _halve((arguments, named), generation.rows)
+            generation.halving = generation.halved = True
+            try:
+                results = call(*given, **given_named)
+            finally:
+                generation.halving = False
+            return _repeat(results, generation.rows // 2)
+
+        return run
+
+    def watch(self, model: nn.Module) -> list[RemovableHandle]:
+        """Hook what runs between the last block and the codes."""
+        inside = {module for block in self.blocks for module in block.modules()}
+        outside = [
+            module
+            for module in model.modules()
+            if module not in inside and self.blocks[0] not in set(module.modules())
+        ]
+        return [module.register_forward_pre_hook(self._level(module), with_kwargs=True) for module in outside]
+
+    def _replacing(self, given: Any) -> Generation | None:
+        """The generation, if a block that gets this is called where unconditional rows are replaced.
+
+        A generation that broke off is told by the number of tokens: the next one starts with fewer.
+        """
+        session = self.owner.session
+        generation = None if session is None else session.generation
+        if session is None or generation is None or generation.finished or generation.replaces_at is None:
+            return None
+        if session.schedule is None or generation.rows_per_sample == 1:
+            return None
+        if not _has_tokens(given, generation.rows, session.schedule[generation.replaces_at]):
+            return None
+        if generation.rows_per_sample != _BRANCHES:
+            return self._refuse(session, generation, _OTHER_GUIDANCE)
+        return generation
+
+    def _may_halve(self, block: nn.Module, arguments: Any, named: Any, generation: Generation) -> bool:
+        rows, session = generation.rows, self.owner.session
+        assert session is not None, "a generation has a session"
+        kind = (*_halve((arguments, named), rows)[0], *_cached(block, rows))
+        if kind not in self._fits:
+            self._fits[kind] = _halves_fit(block, arguments, named, rows)
+        if not self._fits[kind]:
+            self._refuse(session, generation, _REFUSED)
+        return self._fits[kind]
+
+    def _level(self, watched: nn.Module) -> Callable[..., tuple[Any, Any] | None]:
+        """The conditional rows twice, for a module that gets the tokens between the last block and the codes.
+
+        What else such a module gets counts rows too. Other modules may belong to the next generation already.
+        """
+
+        def hook(module: nn.Module, arguments: Any, named: Any) -> tuple[Any, Any] | None:
+            session, given = self.owner.session, (arguments, named)
+            generation = None if session is None else session.generation
+            # A deep copy of the model carries this hook along, but is not the model that runs here.
+            if module is not watched or generation is None or not generation.halved:
+                return None
+            rows = generation.rows
+            if not generation.between_blocks_and_codes() or not _has_tokens(given, rows, generation.tokens):
+                return None
+            levelled: tuple[Any, Any] = _pytree.tree_map(
+                lambda leaf: _twice(leaf[: rows // 2]) if _has_rows(leaf, rows) else leaf, given
+            )
+            return levelled
+
+        return hook
+
+    @staticmethod
+    def _refuse(session: Session, generation: Generation, reason: str) -> None:
+        """Run all rows at this scale after all.
+
+        Raises:
+            UnsupportedGraphError: under ``strict=True``; or other blocks have halved their caches already.
+        """
+        generation.replaces_at = None
+        if generation.halved:
+            raise UnsupportedGraphError(
+                f"{reason}, after others could; use a decision model that skips scales only"
+            )
+        session.fall_back(reason)
+
+
+def _halve(tree: Any, rows: int) -> tuple[tuple[str, ...], Any]:
+    """Where tensors have ``rows`` rows, and the tree with the first half of each of these."""
+    leaves, spec = _pytree.tree_flatten_with_path(tree)
+    places = [_pytree.keystr(path) for path, leaf in leaves if _has_rows(leaf, rows)]
+    halves = [leaf[: rows // 2] if _has_rows(leaf, rows) else leaf for _, leaf in leaves]
+    return tuple(places), _pytree.tree_unflatten(halves, spec)
+
+
+def _repeat(tree: Any, half: int) -> Any:
+    return _pytree.tree_map(lambda leaf: _twice(leaf) if _has_rows(leaf, half) else leaf, tree)
+
+
+def _twice(rows: Tensor) -> Tensor:
+    return torch.cat((rows, rows))
+
+
+def _has_tokens(given: Any, rows: int, tokens: int) -> bool:
+    """Whether a tensor [rows, tokens, C] is among what is given."""
+    leaves = [leaf for leaf in _pytree.tree_leaves(given) if isinstance(leaf, Tensor)]
+    return any(leaf.shape[:2] == (rows, tokens) and leaf.is_floating_point() for leaf in leaves)
+
+
+def _has_rows(leaf: Any, rows: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == rows
+
+
+def _attributes(block: nn.Module) -> Iterator[tuple[str, nn.Module, str, Any]]:
+    """What the block's modules hold as attributes of their own: path, module, name, value."""
+    for path, module in block.named_modules():
+        for name, value in list(vars(module).items()):
+            if name not in _OWN:
+                yield f"{path}.{name}", module, name, value
+
+
+def _cached(block: nn.Module, rows: int) -> tuple[str, ...]:
+    """Where the block's modules hold tensors of all rows or, from an earlier halved call, of half of them."""
+    found = []
+    for path, _, _, value in _attributes(block):
+        leaves = _pytree.tree_leaves(value)
+        if any(_has_rows(leaf, rows) or _has_rows(leaf, rows // 2) for leaf in leaves):
+            found.append(path)
+    return tuple(found)
+
+
+def _halve_caches(block: nn.Module, rows: int) -> None:
+    for _, module, name, value in _attributes(block):
+        if isinstance(value, (Tensor, tuple)):
+            places, half = _halve(value, rows)
+            if places:
+                setattr(module, name, half)
+
+
+def _halves_fit(block: nn.Module, arguments: Any, named: Any, rows: int) -> bool:
+    """Run the block twice, uncompiled, and compare the conditional rows; its caches are as before."""
+    attributes = list(_attributes(block))
+    for _, _, _, value in attributes:
+        if isinstance(value, (list, dict)) and any(_has_rows(x, rows) for x in _pytree.tree_leaves(value)):
+            return False  # what is changed in place cannot be put back
+    _, (given, given_named) = _halve((arguments, named), rows)
+    try:
+        full = block.forward(*arguments, **named)
+        _put_back(attributes)
+        _halve_caches(block, rows)
+        half = block.forward(*given, **given_named)
+    except (RuntimeError, IndexError, ValueError, TypeError):
+        return False
+    finally:
+        _put_back(attributes)
+    wanted, got = _pytree.tree_leaves(full), _pytree.tree_leaves(half)
+    return len(wanted) == len(got) and all(_is_half(a, b, rows) for a, b in zip(wanted, got, strict=True))
+
+
+def _put_back(attributes: list[tuple[str, nn.Module, str, Any]]) -> None:
+    for _, module, name, value in attributes:
+        setattr(module, name, value)
+
+
+def _is_half(full: Any, half: Any, rows: int) -> bool:
+    """Whether ``half`` is the first half of the rows of ``full``, or the same where there are no rows.
+
+    Equal but for the rounding of sums in another order: half of the digits.
+    """
+    if not isinstance(full, Tensor) or not isinstance(half, Tensor):
+        return bool(full == half)
+    has_rows = _has_rows(full, rows)
+    wanted = full[: rows // 2] if has_rows else full
+    if has_rows != _has_rows(half, rows // 2) or wanted.shape != half.shape or wanted.dtype != half.dtype:
+        return False
+    if not wanted.is_floating_point() or not wanted.numel():
+        return torch.equal(wanted, half)
+    largest = wanted.abs().max()
+    return bool((wanted - half).abs().max() <= torch.finfo(wanted.dtype).eps ** 0.5 * largest)

@@ -1,0 +1,99 @@
+"""One model under one policy: pictures, and what they took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+import toprovar_compiler
+from toprovar_compiler.cli_model import paint
+from toprovar_compiler.errors import EvaluationError
+from toprovar_compiler.evaluation.units import Batch
+from toprovar_compiler.options import PolicyName, parse_options
+from toprovar_compiler.policies.oracle import OraclePolicy, edge_maps, set_maps
+
+DENSE = "dense"
+"""The policy that the others are compared with."""
+
+
+def check_policies(names: Sequence[str] | None, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Policies to compare, each once and the dense one first: it is painted in any case.
+
+    Args:
+        names: None for all that there are.
+        options: the compiler's other options.
+
+    Raises:
+        OptionError: an unknown policy, or an option out of range.
+    """
+    wanted = (DENSE, *(get_args(PolicyName) if names is None else names))
+    for name in wanted:
+        parse_options({**options, "policy": name})
+    return tuple(dict.fromkeys(wanted))
+
+
+def under_policy(model: nn.Module, policy: str, options: Mapping[str, Any]) -> nn.Module:
+    """``model`` compiled with that policy. All policies of a model share its compiled graphs, and the model
+    itself stays eager.
+
+    Raises:
+        OptionError: an option does not fit the model.
+        UnsupportedModelError: the model has no repeated blocks.
+    """
+    made = torch.compile(model, backend="toprovar", options={**options, "policy": policy})
+    return cast(nn.Module, made)
+
+
+def show_dense(model: nn.Module, policy: str, dense: Tensor) -> None:
+    """Let the oracle see the dense pictures [B, 3, H, W] of what it paints next; others must not."""
+    if policy == OraclePolicy.name:
+        set_maps(model, edge_maps(dense))
+
+
+class Painter:
+    """Paints batches; ``options`` are the compiler's, all but the policy."""
+
+    def __init__(self, model: nn.Module, policy: str, options: Mapping[str, Any]) -> None:
+        self.policy = policy
+        self.model = under_policy(model, policy, options)
+        self.device = next(model.parameters()).device
+
+    def paint(self, batch: Batch, dense: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
+        """Pictures [B, 3, H, W] uint8 of the batch's B units, and the counts of what was computed.
+
+        Args:
+            batch: what to paint.
+            dense: the dense pictures [B, 3, H, W] float of the same units, for a policy that is shown them.
+
+        Raises:
+            EvaluationError: a picture is not finite.
+            UnsupportedModelError: the model gives no pictures.
+            ValueError: the model refuses a prompt.
+        """
+        toprovar_compiler.reset()
+        if dense is not None:
+            filled = torch.cat([dense, dense[-1:].expand(batch.size - len(dense), -1, -1, -1)])
+            show_dense(self.model, self.policy, filled)
+        with torch.no_grad():
+            pictures = paint(self.model, batch.texts, batch.seed)[: len(batch.units)].detach().float()
+        if not bool(pictures.isfinite().all()):
+            raise EvaluationError(
+                f"policy {self.policy!r} requires finite pictures, got NaN or infinity in batch "
+                f"{batch.number} (first prompt {batch.units[0].text!r}); try another --dtype"
+            )
+        counts = toprovar_compiler.summary(self.model).to_dict()
+        kept = ("tokens_total", "tokens_computed", "flops_total", "flops_computed", "recompiles", "fallbacks")
+        return to_bytes(pictures), {name: counts[name] for name in kept}
+
+
+def to_bytes(pictures: Tensor) -> Tensor:
+    """8-bit colours, as stored in PNG: every metric is of these, whether painted now or read back."""
+    return pictures.clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
+def to_floats(pictures: Tensor) -> Tensor:
+    """float32 in [0, 1] of 8-bit colours."""
+    return pictures.float() / 255
