@@ -224,13 +224,13 @@ def test_wrong_gate_inputs(entropy: Tensor, keep: int, words: str) -> None:
 
 def test_dispatch_on_cpu_is_the_cpu_implementation() -> None:
     out, entropy = attention(*operands(), None, None)
-    same_out, same_entropy = ops.implementation("cpu")(*operands(), None, None)
+    same_out, same_entropy = ops.implementation("cpu-native")(*operands(), None, None)
     assert torch.equal(out, same_out)
     assert torch.equal(entropy, same_entropy)
 
 
 def test_unknown_implementation() -> None:
-    with pytest.raises(KernelUnavailableError, match="among cpu, reference, triton, got 'metal'"):
+    with pytest.raises(KernelUnavailableError, match="among cpu, cpu-native, reference, triton, got 'metal'"):
         ops.implementation("metal")
 
 
