@@ -132,10 +132,10 @@ class CheckerNet(nn.Module):
         self.what = Conv(trunk, trunk, 1)
         self.kinds = nn.Conv2d(trunk, len(KINDS), 1)
         self.hues = nn.Conv2d(trunk, HUE_CLASSES, 1)
-        self.place = nn.Conv2d(trunk, 5, 1)
-        self.background = BackgroundHead(trunk, trunk)
-        nn.init.constant_(self.place.bias, RARE)
-        nn.init.zeros_(self.place.bias[1:].data)
+        self.place = nn.Conv2d(trunk, 1 + 2 + 2, 1)  # objectness, offset, size
+        self.background = BackgroundHead(eight, trunk)
+        nn.init.zeros_(self.place.bias)
+        nn.init.constant_(self.place.bias[0], RARE)
 
     @property
     def heads(self) -> list[nn.Module]:
@@ -164,7 +164,7 @@ class CheckerNet(nn.Module):
         mask = F.pixel_shuffle(self.mask(self.skip_4(fine) + _double(self.up_4(trunk))), MASK_UPSCALE)
         # where the mask says "sprite", the background head must not look; nor must its loss move the mask
         background = 1 - F.avg_pool2d(mask.detach().sigmoid(), STRIDE // MASK_STRIDE)
-        styles, colours = self.background(trunk, background)
+        styles, colours = self.background(middle, background)
         what = self.what(trunk)
         place = self.place(trunk)
         return Maps(
