@@ -15,6 +15,7 @@ from torch._functorch.aot_autograd import aot_export_module
 from torch._guards import TracingContext, tracing
 
 from toprovar_compiler.errors import UnsupportedGraphError
+from toprovar_compiler.passes.drop_assertions import DropAssertions
 
 
 def needs_gradients(gm: fx.GraphModule) -> bool:
@@ -48,4 +49,7 @@ def capture(gm: fx.GraphModule) -> fx.GraphModule:
     if signature.user_inputs_to_mutate or signature.buffers_to_mutate:
         raise UnsupportedGraphError("mutates its inputs")
     assert isinstance(exported, fx.GraphModule), "aot_export_module returned no graph"
+    # Plain Inductor's graph has no such checks, and they would hide attention with casts from its patterns.
+    DropAssertions()(exported)
+    exported.recompile()
     return exported

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, fx
 
 from tests.passes.graphs import quick_tracing, rewritten
 from tests.property import reference
-from tests.property.programs import program
+from tests.property.programs import Shape, program
 from tests.property.strategies import Case
 from toprovar_compiler.capture import capture
 from toprovar_compiler.errors import UnsupportedGraphError
@@ -25,6 +26,26 @@ from toprovar_compiler.passes.token_axis import find_token_stream
 from toprovar_compiler.variants import Compiled, Variant, compile_here, compile_variant
 
 Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Call:
+    """Inputs of one size."""
+
+    shape: Shape
+    inputs: Inputs
+
+    @staticmethod
+    def of(case: Case, shape: Shape, seed: int, room: int) -> Call:
+        """With ``room``, tokens and caches lie in buffers of ``room`` tokens more, with strides to match."""
+        inputs = reference.make_inputs(shape, case.blocks, seed)
+        for name, axes in reference.dynamic_axes(inputs).items() if room else ():
+            (axis,) = axes
+            value = inputs[name]
+            sizes = list(value.shape)
+            sizes[axis] += room
+            inputs[name] = value.new_full(sizes, torch.nan).narrow(axis, 0, value.shape[axis]).copy_(value)
+        return Call(shape, inputs)
 
 
 class Route:
@@ -67,8 +88,7 @@ class Route:
 
     def _compile(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         if self._traced:
-            self._fits = False
-            return gm
+            return functools.partial(self._run_other, gm)
         self._traced = True
         captured = self._capture(gm)
         if self._with_dense:
@@ -77,6 +97,10 @@ class Route:
             self.untouched = compile_here(gm, example_inputs)
             assert captured.code == before
         return lambda *arguments: (self._run or gm)(*arguments)
+
+    def _run_other(self, gm: fx.GraphModule, *arguments: Any) -> Any:
+        self._fits = False
+        return gm(*arguments)
 
     def _capture(self, gm: fx.GraphModule) -> fx.GraphModule:
         """The graph that the backend compiles: the captured one, or ``gm`` where it cannot be captured."""
@@ -96,12 +120,12 @@ class Added:
     """What a pruned graph is given beside its own arguments.
 
     Attributes:
-        base: [B, N, C], what the tokens become that are not kept; None: the stream itself.
+        base: [B, N, C], what the tokens become that are not kept.
         keep: K.
         chosen: [B, K] indices of kept tokens; or entropies [G, N] that the graph's own gate chooses from.
     """
 
-    base: Tensor | None
+    base: Tensor
     keep: int
     chosen: Tensor
 
@@ -127,7 +151,6 @@ class Pruned:
     def __post_init__(self) -> None:
         stream = find_token_stream(self.typed.graph)
         inputs = placeholders(self.typed.graph)
-        self._source = inputs.index(stream.source)
         self._sizes = [i for i, n in enumerate(inputs) if isinstance(value_of(n), torch.SymInt)]
         self._returned, self._maps = len(outputs(self.typed.graph)), len(stream.attention)
 
@@ -135,12 +158,12 @@ class Pruned:
         """Runs a variant on a graph's arguments; returns what the dense graph does."""
 
         def run(*arguments: Any) -> Sequence[Any]:
-            base = added.base if added.base is not None else arguments[self._source]
-            extra = (added.chosen, base) if self.rows_per_sample is None else (added.chosen, added.keep, base)
+            gated = self.rows_per_sample is not None
+            extra = (added.chosen, added.keep, added.base) if gated else (added.chosen, added.base)
             sizes = (*(arguments[i] for i in self._sizes), added.keep)
             results = self._variant(sizes, (*arguments, *extra)).run(*arguments, *extra)
             self.maps = list(results[self._returned : self._returned + self._maps])
-            self.index = None if self.rows_per_sample is None else results[-1]
+            self.index = results[-1] if gated else None
             return results[: self._returned]
 
         return run
