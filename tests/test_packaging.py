@@ -100,10 +100,12 @@ def test_wheel_is_pure_and_complete(wheel: Path) -> None:
     }
     info = f"toprovar_compiler-{version}.dist-info"
     licences = {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE"}
-    assert modules | licences | {"toprovar_compiler/py.typed"} <= names
+    # The C++ kernel travels as source: it is compiled where it runs.
+    data = {"toprovar_compiler/py.typed", "toprovar_compiler/kernels/cpu_attention.cpp"}
+    assert modules | licences | data <= names
     assert "toprovar_compiler/kernels/ops.py" in modules
     own = {name for name in names if not name.startswith(info)}
-    assert own == modules | {"toprovar_compiler/py.typed"}
+    assert own == modules | data
 
 
 def test_metadata(wheel: Path) -> None:
