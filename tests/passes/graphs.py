@@ -43,15 +43,24 @@ def capture_program(program: Program, inputs: Inputs, dynamic: Axes, *, duck: bo
         node.meta["example_value"] = _fake(mode, name, tensor, dynamic.get(name, ()))
         nodes.append(node)
     names = list(inputs)
-    graph.output(graph.call_function(lambda *values: program(dict(zip(names, values, strict=True))), tuple(nodes)))
+
+    def run_program(*values: Tensor) -> Any:
+        returned = program(dict(zip(names, values, strict=True)))
+        return tuple(returned) if isinstance(returned, (tuple, list)) else (returned,)
+
+    graph.output(graph.call_function(run_program, tuple(nodes)))
     with tracing(TracingContext(mode)), torch.no_grad(), quick_tracing():
         return capture(fx.GraphModule(nn.Module(), graph))
+
+
+def _no_stack(_: CapturedTraceback) -> traceback.StackSummary:
+    return traceback.StackSummary()
 
 
 @contextlib.contextmanager
 def quick_tracing() -> Iterator[None]:
     """Leaves out what takes a third of the time and no test reads: a stack trace in each node, a cache."""
-    no_stack = mock.patch.object(CapturedTraceback, "summary", lambda _: traceback.StackSummary())
+    no_stack = mock.patch.object(CapturedTraceback, "summary", _no_stack)
     with no_stack, torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
         yield
 

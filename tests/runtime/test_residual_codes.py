@@ -141,9 +141,10 @@ def test_zero_codes_reach_the_picture(
 def test_class_and_level_embeddings_are_untouched(class_var: Any, labels: Tensor) -> None:
     model, plain = class_var(keep_ratio=0.3), make(ClassVAR)
     seen: list[Tensor] = []
-    model.class_emb.register_forward_hook(lambda module, arguments, out: seen.append(out))
+    hook = model.class_emb.register_forward_hook(lambda module, arguments, out: seen.append(out))
     model.autoregressive_infer_cfg(labels)
     model.autoregressive_infer_cfg(labels)
+    hook.remove()
     rows = torch.cat((labels, torch.full_like(labels, model.classes)))
     assert all(torch.equal(vectors, plain.class_emb(rows)) for vectors in seen)
 

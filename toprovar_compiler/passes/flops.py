@@ -16,6 +16,15 @@ from toprovar_compiler.passes.token_axis import TokenStream, result_path
 KEPT = sympy.Symbol("toprovar_K", integer=True, positive=True)
 
 
+_CONVOLUTIONS = (
+    aten.convolution.default,
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv1d.padding,
+    aten.conv2d.padding,
+)
+
+
 def node_flops(node: fx.Node) -> sympy.Expr:
     """2 x multiply-adds of one node; 0 for everything that is neither a product nor attention."""
     if node.op != "call_function":
@@ -31,7 +40,7 @@ def node_flops(node: fx.Node) -> sympy.Expr:
     if node.target is aten.addmm.default:
         contracted = value_of(node.args[1]).shape[-1]
         return 2 * expr_of(contracted) * sympy.prod([expr_of(size) for size in value_of(node).shape])
-    if node.target is aten.convolution.default:
+    if node.target in _CONVOLUTIONS:
         weight = value_of(node.args[1])
         per_output = sympy.prod([expr_of(size) for size in weight.shape[1:]])
         return 2 * per_output * sympy.prod([expr_of(size) for size in value_of(node).shape])

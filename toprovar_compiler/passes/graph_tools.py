@@ -26,7 +26,7 @@ def expr_of(size: object) -> sympy.Expr:
 
 def symbols_of(value: object) -> set[sympy.Symbol]:
     """All symbols in a value's sizes; looks inside tuples and lists."""
-    if isinstance(value, torch.SymInt):
+    if isinstance(value, (torch.SymInt, torch.SymFloat)):
         return set(value.node.expr.free_symbols)
     if isinstance(value, torch.Tensor):
         return set().union(*(symbols_of(size) for size in value.shape))
@@ -92,4 +92,5 @@ def clone(gm: fx.GraphModule) -> fx.GraphModule:
     graph.output(returned)
     for old, new in mapping.items():
         new.meta = dict(old.meta)
-    return fx.GraphModule(gm, graph)
+    # A name that is one: an exported graph is called "<lambda>", which no dump could be read with.
+    return fx.GraphModule(gm, graph, class_name="Captured")

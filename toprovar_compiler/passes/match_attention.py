@@ -21,6 +21,7 @@ MARK = "toprovar_attention"
 _SOFTMAX = (aten.softmax.int, aten._softmax.default)
 _MATMUL = (aten.matmul.default, aten.bmm.default)
 _RANK = 4
+_LEAST_MASK_RANK = 2
 _CASTS = (aten._to_copy.default, aten.to.dtype)
 
 
@@ -194,6 +195,11 @@ def _replace(graph: fx.Graph, found: _HandWritten) -> None:
         elif found.keep is not None:
             mask = graph.call_function(aten.logical_not.default, (found.keep,))
             mask.meta["val"] = value_of(found.keep).logical_not()
+        if mask is not None and value_of(mask).dim() < _LEAST_MASK_RANK:
+            # One value a key broadcasts over scores; SDPA wants the dimension of the queries, too.
+            value = value_of(mask)[None]
+            mask = graph.call_function(aten.unsqueeze.default, (mask, 0))
+            mask.meta["val"] = value
         operands = (as_result(found.query), as_result(found.key), as_result(found.value))
         fused = graph.call_function(SDPA, operands, {"attn_mask": mask, "scale": found.scale})
     fused.meta = dict(found.result.meta)

@@ -194,7 +194,7 @@ def _check_companions(node: fx.Node, own: Axes, operands: list[fx.Node], symbol:
     rank = first_value(node).dim()
     for other in node.all_input_nodes:
         value = value_of(other)
-        if isinstance(value, torch.SymInt):
+        if isinstance(value, (torch.SymInt, torch.SymFloat)):
             if symbol in symbols_of(value) and not (node.target in RESHAPING and _is_polynomial(value)):
                 raise refuse(node, "uses the token count as a number")
         elif other not in operands and isinstance(value, torch.Tensor):
@@ -209,9 +209,9 @@ def _check_companions(node: fx.Node, own: Axes, operands: list[fx.Node], symbol:
                     raise refuse(node, "meets a value of a fixed number of tokens")
 
 
-def _is_polynomial(size: torch.SymInt) -> bool:
+def _is_polynomial(size: torch.SymInt | torch.SymFloat) -> bool:
     """Whether the size is made of sums and products only, so that it can be computed anew for K tokens."""
-    expr = expr_of(size)
+    expr = size.node.expr
     return bool(expr.is_polynomial(*expr.free_symbols))
 
 
