@@ -11,6 +11,7 @@ from toprovar_compiler import doctor
 from toprovar_compiler.cli import EXIT_OK, EXIT_PROBLEM, main
 from toprovar_compiler.doctor import Finding, examine, require_compiler
 from toprovar_compiler.errors import KernelUnavailableError
+from toprovar_compiler.kernels.cpu_native import Native
 
 NO_COMPILER = Finding("compiler", False, False, "no C++ compiler that Inductor finds; install one")
 
@@ -20,7 +21,7 @@ def test_this_machine_is_usable(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert torch.__version__ in printed
     assert "toprovar::flash_attention_entropy for CPU" in printed
-    assert "cpu     blocks: Inductor, C++" in printed
+    assert "cpu     blocks: Inductor, C++; attention with entropy: C++ kernel" in printed
 
 
 def test_json_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,3 +69,29 @@ def test_probe_compiles_something(works: bool, monkeypatch: pytest.MonkeyPatch) 
     probe = diagnosis.findings[-1]
     assert (probe.name, probe.ok, diagnosis.usable) == ("probe", works, works)
     assert works or "cc1plus was killed" in probe.detail
+
+
+@pytest.mark.parametrize(
+    ("kernel", "ok", "detail", "attention"),
+    [
+        (Native(object(), 16, True, None), True, "attention in C++, vectors of 16 floats, bfloat16", "C++"),
+        (Native(object(), 8, False, None), True, "attention in C++, vectors of 8 floats", "C++ kernel"),
+        (
+            Native(None, 0, False, "no compiler"),
+            False,
+            "no compiler; install one",
+            "torch operations on tiles",
+        ),
+    ],
+)
+def test_probe_compiles_the_cpu_kernel(
+    kernel: Native, ok: bool, detail: str, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "native", lambda: kernel)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    diagnosis = examine(probe=True)
+    finding = diagnosis.findings[-2]
+    assert (finding.name, finding.ok, finding.needed) == ("CPU kernel", ok, False)
+    assert finding.detail.startswith(detail)
+    assert diagnosis.plans[0].attention.startswith(attention)
+    assert diagnosis.usable

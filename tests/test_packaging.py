@@ -99,11 +99,14 @@ def test_wheel_is_pure_and_complete(wheel: Path) -> None:
         str(path.relative_to(ROOT)) for path in (ROOT / "toprovar_compiler").rglob("*.py") if path.is_file()
     }
     info = f"toprovar_compiler-{version}.dist-info"
-    licences = {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE"}
     # The C++ kernel travels as source: it is compiled where it runs.
-    data = {"toprovar_compiler/py.typed", "toprovar_compiler/kernels/cpu_attention.cpp"}
+    kernels = (ROOT / "toprovar_compiler" / "kernels").iterdir()
+    data = {str(path.relative_to(ROOT)) for path in kernels if path.suffix in (".cpp", ".h")}
+    data.add("toprovar_compiler/py.typed")
+    licences = {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE"}
     assert modules | licences | data <= names
     assert "toprovar_compiler/kernels/ops.py" in modules
+    assert "toprovar_compiler/kernels/cpu_attention.cpp" in data
     own = {name for name in names if not name.startswith(info)}
     assert own == modules | data
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from toprovar_compiler.environment import environment
 from toprovar_compiler.errors import KernelUnavailableError
+from toprovar_compiler.kernels.cpu_native import Native, native
 
 _BACKEND_GROUP = "torch_dynamo_backends"
 _BACKEND_NAME = "toprovar"
@@ -79,12 +80,15 @@ class Diagnosis:
 
 
 def examine(probe: bool = False) -> Diagnosis:
-    """Look at everything. With ``probe`` a small function is compiled and run too, which takes seconds."""
+    """Look at everything. With ``probe`` the CPU's attention kernel and a small function are compiled and
+    the function is run too, which takes seconds."""
     compiler = _compiler()
     findings = [_entry_point(), *map(_op, _OPS), compiler, _headers(), _triton(), _gpus()]
+    kernel = None
     if probe:
-        findings.append(_probe())
-    return Diagnosis(environment(), tuple(findings), (_cpu_plan(compiler), *_gpu_plans()))
+        kernel = native()
+        findings += [_kernel(kernel), _probe()]
+    return Diagnosis(environment(), tuple(findings), (_cpu_plan(compiler, kernel), *_gpu_plans()))
 
 
 def require_compiler(device: torch.device) -> None:
@@ -163,10 +167,19 @@ def _no_gpu() -> str:
     return f"torch {torch.__version__} is built for CUDA {torch.version.cuda} and sees no device"
 
 
-def _cpu_plan(compiler: Finding) -> Plan:
+def _kernel(kernel: Native) -> Finding:
+    """The CPU's attention in C++, without which attention runs all the same, but slower."""
+    if kernel.why_not is not None:
+        return Finding("CPU kernel", False, False, f"{kernel.why_not}; {_COMPILER_REMEDY}")
+    unit = ", bfloat16 on the tile unit (AMX)" if kernel.tiles else ""
+    return Finding("CPU kernel", True, False, f"attention in C++, vectors of {kernel.width} floats{unit}")
+
+
+def _cpu_plan(compiler: Finding, kernel: Native | None) -> Plan:
     headers = _headers()
     missing = next((f.detail for f in (compiler, headers) if not f.ok), None)
-    return Plan("cpu", "Inductor, C++", "torch operations on tiles", missing)
+    compiled = kernel is None or kernel.why_not is None
+    return Plan("cpu", "Inductor, C++", "C++ kernel" if compiled else "torch operations on tiles", missing)
 
 
 def _gpu_plans() -> list[Plan]:

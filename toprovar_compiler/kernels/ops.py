@@ -89,7 +89,7 @@ def _attention_native(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
 ) -> tuple[Tensor, Tensor]:
     check_attention(q, k, v, bias, scale)
-    if q.dtype == torch.float64 or native().function is None:
+    if q.dtype == torch.float64 or native().library is None:
         return attention_entropy_cpu(q, k, v, bias, scale)
     return attention_entropy_native(q, k, v, bias, scale)
 
