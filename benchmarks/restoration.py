@@ -20,7 +20,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import toprovar_compiler
 from benchmarks.measure import environment
-from examples.emojivar import held_out_prompts, load
+from examples.emojivar import load
+from examples.emojivar.prompt_sets import held_out_prompts
 
 FLOOR_RATIO = 1e-6
 CANDIDATES: dict[str, dict[str, Any]] = {
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
     model = load(device=arguments.device, dtype=torch.float32)
-    prompts = held_out_prompts(arguments.prompts, seed=0)
+    prompts = [str(prompt) for prompt in held_out_prompts(arguments.prompts, seed=0)]
     toprovar_compiler.compile(model, policy="dense")
     dense = paint(model, prompts, arguments.seeds)
     rows: list[dict[str, Any]] = []
