@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from .prompts import GRADIENT, TASKS, Background, Prompt
-from .vocabulary import BACKGROUND_COLOURS, COLOURABLE, COUNTS, HUES, KINDS, RELATIONS
+from .vocabulary import BACKGROUND_COLOURS, COLOURABLE, COUNTS, HUES, KINDS, RELATIONS, STYLES
 
 # the harder the task, the more often it is shown
 TASK_SHARES = {"single": 9, "two": 17, "count": 17, "colour": 9, "position": 24, "attribution": 24}
@@ -44,8 +44,25 @@ def random_prompt(rng: random.Random, *, held_out: bool = False, task: str | Non
             return prompt
 
 
+def most_of_a_task() -> int:
+    """How many different held-out prompts every task has; "colour" has the fewest."""
+    coloured = sum(held_out_hue(kind, hue) for kind in COLOURABLE for hue in HUES)
+    colours = len(BACKGROUND_COLOURS)
+    return coloured * sum(colours * (colours - 1) if style == GRADIENT else colours for style in STYLES)
+
+
 def held_out_prompts(count: int, seed: int = 0, task: str | None = None) -> list[Prompt]:
-    """``count`` different held-out prompts, the six tasks in turn or all of ``task``; the seed decides."""
+    """``count`` different held-out prompts, the six tasks in turn or all of ``task``; the seed decides.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    most = most_of_a_task() * (1 if task else len(TASKS))
+    if not 0 <= count <= most:
+        raise ValueError(
+            f"held_out_prompts requires 0 to {most} different prompts of {task or 'all tasks in turn'}, got "
+            f"{count}; ask for fewer, and for more samples of each"
+        )
     rng = random.Random(seed)
     found: dict[Prompt, None] = {}
     while len(found) < count:

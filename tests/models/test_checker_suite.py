@@ -10,9 +10,14 @@ from examples.emojivar.atlas import Atlas
 from examples.emojivar.checker import Checker
 from examples.emojivar.checker.geneval import Thresholds
 from examples.emojivar.checker.net import SMOKE, CheckerNet
-from examples.emojivar.prompt_sets import held_out_hue, held_out_pair
+from examples.emojivar.prompt_sets import (
+    held_out_hue,
+    held_out_pair,
+    held_out_prompts,
+    most_of_a_task,
+)
 from examples.emojivar.prompts import TASKS
-from examples.emojivar.suite import EmojiSuite, most_prompts
+from examples.emojivar.suite import EmojiSuite
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +48,12 @@ def test_prompts_are_held_out_and_the_tasks_in_turn(judge: EmojiSuite) -> None:
 
 
 def test_there_are_only_so_many_prompts(judge: EmojiSuite) -> None:
-    assert most_prompts() > 1000
-    with pytest.raises(ValueError, match="held-out prompts"):
-        judge.prompts(most_prompts() + 1, seed=0)
+    most = len(TASKS) * most_of_a_task()
+    assert most > 1000
+    with pytest.raises(ValueError, match=f"0 to {most} different prompts"):
+        judge.prompts(most + 1, seed=0)
+    with pytest.raises(ValueError, match=f"0 to {most_of_a_task()} different prompts of colour"):
+        held_out_prompts(most_of_a_task() + 1, task="colour")
     assert judge.prompts(0, seed=0) == []
 
 

@@ -21,7 +21,7 @@ from .scoring import PromptScore, score_detections
 from .targets import OPAQUE, Labels, backgrounds_of, coverage, label, sprite_names
 
 SEED = 987_654_321  # far from those of training's steps
-SCENES = 2400
+SCENES = 1800
 AT_ONCE = 48  # pictures
 PLACE_TOLERANCE = 8.0  # pixels between a detection's centre and the object's: a 32nd of the picture's side
 MATCH_DISTANCE = 32.0  # pixels, beyond which a detection is of something else; half of the least distance
