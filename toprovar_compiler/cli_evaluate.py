@@ -13,6 +13,7 @@ from toprovar_compiler.cli_arguments import (
     add_traceback,
     given_options,
 )
+from toprovar_compiler.evaluation.variants import split_names
 
 _TIMED = 8
 
@@ -24,7 +25,11 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         "speed. Run it again to go on where it stopped; run it under torchrun to share the work."
     )
     parser.add_argument(
-        "--policy", dest="policies", type=_names, metavar="NAME[,NAME...]", help="default: all policies"
+        "--policy",
+        dest="policies",
+        type=split_names,
+        metavar="NAME[,NAME...]",
+        help="default: all policies; options of one alone in brackets, 'toprovar[keep_ratio=0.5],fastvar'",
     )
     parser.add_argument(
         "--prompts",
@@ -69,10 +74,6 @@ def add_pareto(parser: argparse.ArgumentParser) -> None:
     )
     add_traceback(parser)
     parser.set_defaults(command=_pareto)
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
 
 
 def _count(text: str) -> int:

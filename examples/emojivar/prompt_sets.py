@@ -17,7 +17,7 @@ HELD_OUT_HUES = 13
 
 
 def held_out_pair(first: str, second: str) -> bool:
-    """Whether training never shows these two kinds, in this order, as two things or a position."""
+    """Whether training never shows the two kinds as "first and second", nor the first left of or above."""
     return (KINDS.index(first) * 7 + KINDS.index(second) * 3) % HELD_OUT_PAIRS == 0
 
 
@@ -100,4 +100,4 @@ def _can_be_held_out(prompt: Prompt) -> bool:
 def _is_held_out(prompt: Prompt) -> bool:
     if prompt.hues:
         return held_out_hue(prompt.kinds[0], prompt.hues[0])
-    return held_out_pair(*prompt.kinds)
+    return held_out_pair(*prompt.canonical().kinds)

@@ -121,6 +121,7 @@ def _layout(counts: Tensor, relations: Tensor, generator: torch.Generator) -> tu
     present = torch.arange(SLOTS) < counts[:, None]
     pairs = present[:, None, :, None] & present[:, None, None] & ~torch.eye(SLOTS, dtype=torch.bool)
     centres = _spread(_between(radii[..., None], CANVAS - radii[..., None], place), radii, pairs)
+    centres = _turned(centres, relations)
     cost = (_overlap(centres, radii) * pairs).sum((-1, -2)) / 2  # [B, candidates]
     cost = cost + (relations >= 0)[:, None] * _relation_cost(centres, radii, relations.clamp(min=0))
     return sizes, centres[torch.arange(batch), cost.argmin(1)]
@@ -139,6 +140,19 @@ def _spread(centres: Tensor, radii: Tensor, pairs: Tensor) -> Tensor:
         push = (_overlap(centres, radii) * pairs)[..., None] / 2 * away
         centres = (centres + push.sum(3)).clamp(min=radii[..., None], max=CANVAS - radii[..., None])
     return centres
+
+
+def _turned(centres: Tensor, relations: Tensor) -> Tensor:
+    """Centres ``[B, candidates, 4, 2]`` with x and y exchanged and mirrored as the relation needs it."""
+    wanted = (relations >= 0)[:, None]
+    upright, reverse = (relations >= 2)[:, None], (relations % 2 == 1)[:, None]
+    x, y = (centres[:, :, 1] - centres[:, :, 0]).unbind(-1)
+    exchanged = wanted & ((y.abs() > x.abs()) != upright)
+    centres = torch.where(exchanged[..., None, None], centres.flip(-1), centres)
+    forward = (centres[:, :, 1] - centres[:, :, 0]).gather(-1, upright.long().expand_as(x)[..., None])[..., 0]
+    mirrored = wanted & ((forward < 0) != reverse)
+    axis = torch.stack([~upright, upright], -1)  # [B, 1, 2], the one along the relation
+    return torch.where((mirrored[..., None] & axis)[:, :, None], CANVAS - centres, centres)
 
 
 def _relation_cost(centres: Tensor, radii: Tensor, relations: Tensor) -> Tensor:

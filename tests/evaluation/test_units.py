@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from tests.evaluation.blobs import PROMPTS, BlobSuite
-from toprovar_compiler.errors import ArtifactError
+from toprovar_compiler.errors import ArtifactError, OptionError
 from toprovar_compiler.evaluation.identity import weights_digest
-from toprovar_compiler.evaluation.painter import check_policies, to_bytes, to_floats
+from toprovar_compiler.evaluation.painter import to_bytes, to_floats
 from toprovar_compiler.evaluation.prompts import read_prompts
 from toprovar_compiler.evaluation.store import Store
 from toprovar_compiler.evaluation.units import make_batches
+from toprovar_compiler.evaluation.variants import line_of, parse_variants, split_names
 
 
 def test_seeds_follow_prompts_and_samples() -> None:
@@ -45,8 +46,60 @@ def test_prompts_of_a_suite_and_of_a_file(tmp_path: Path) -> None:
 
 
 def test_policies_come_once_and_dense_first() -> None:
-    assert check_policies(["toprovar", "random", "toprovar"], {}) == ("dense", "toprovar", "random")
-    assert set(check_policies(None, {})) >= {"dense", "toprovar"}
+    def names(wanted: list[str] | None) -> list[str]:
+        return [variant.name for variant in parse_variants(wanted, {})]
+
+    assert names(["toprovar", "random", "toprovar"]) == ["dense", "toprovar", "random"]
+    assert set(names(None)) >= {"dense", "toprovar"}
+
+
+def test_a_policy_may_have_options_of_its_own() -> None:
+    text = (
+        "toprovar[keep_ratio=0.5, restoration=bypass], toprovar[layer_budgets=[1,0],restoration=bypass],dense"
+    )
+    names = split_names(text)
+    assert names[0] == "toprovar[keep_ratio=0.5,restoration=bypass]"
+    dense, half, layers = parse_variants(names, {"keep_ratio": 0.3, "strict": True})
+    assert (dense.policy, dense.options) == ("dense", {"keep_ratio": 0.3, "strict": True})
+    assert (half.name, half.policy) == (names[0], "toprovar")
+    assert half.options == {"keep_ratio": 0.5, "strict": True, "restoration": "bypass"}
+    assert layers.options["layer_budgets"] == [1, 0]
+    assert layers.options["keep_ratio"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("toprovar[keep_ratio=0.5", ["closing bracket", "toprovar[keep_ratio=0.5,"]),
+        ("toprovar[keep_ratio]", ["option=value", "'keep_ratio'"]),
+        ("toprovar[]", ["option=value"]),
+        ("toprovar[keep_ration=0.5]", ["unknown option 'keep_ration'", "did you mean 'keep_ratio'"]),
+        ("toprovar[keep_ratio=2]", ["keep_ratio requires a number in (0, 1], got 2"]),
+        ("toprovar[policy=dense]", ["other than the policy itself"]),
+        ("toprova[keep_ratio=0.5]", ["policy requires one of", "'toprova'"]),
+        ("", ["policy requires one of"]),
+    ],
+)
+def test_a_policy_that_cannot_be_read(name: str, parts: list[str]) -> None:
+    with pytest.raises(OptionError) as caught:
+        parse_variants([name], {})
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_variants_that_differ_in_strength_are_one_line() -> None:
+    assert line_of("toprovar") == "toprovar"
+    assert line_of("toprovar[keep_ratio=0.5]") == "toprovar"
+    assert line_of("toprovar[keep_ratio=[1,0.5],restoration=bypass]") == "toprovar[restoration=bypass]"
+    assert line_of("fixed-exit[start_scale=6]") == "fixed-exit"
+
+
+def test_a_name_with_a_path_stays_in_the_folder(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    (batch,) = make_batches(["a"], samples=1, seed=0, size=1)
+    store.write_unit("skipvar[decisions=../a/b.json]", batch, {"x": 1})
+    assert store.has("skipvar[decisions=../a/b.json]", batch)
+    assert [path.parent.parent.name for path in tmp_path.rglob("*.json")] == ["units"]
 
 
 def test_pictures_survive_the_store(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_prompts_are_held_out_and_the_tasks_in_turn(judge: EmojiSuite) -> None:
         if prompt.hues:
             assert held_out_hue(prompt.kinds[0], prompt.hues[0])
         elif len(prompt.kinds) == 2:
-            assert held_out_pair(*prompt.kinds)
+            assert held_out_pair(*prompt.canonical().kinds)
     assert judge.prompts(60, seed=4) == prompts
     assert judge.prompts(60, seed=5) != prompts
 

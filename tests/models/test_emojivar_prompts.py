@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from examples.emojivar import Prompt, PromptError, Vocabulary, parse
 from examples.emojivar.prompt_sets import held_out_hue, held_out_pair, held_out_prompts, random_prompt
 from examples.emojivar.prompts import TASKS, Background, encode
-from examples.emojivar.vocabulary import COLOURABLE, KINDS
+from examples.emojivar.vocabulary import COLOURABLE, KINDS, RELATIONS
 
 VOCABULARY = Vocabulary()
 LENGTH = 16
@@ -23,7 +24,7 @@ def test_every_drawn_prompt_reads_back(seed: int, held_out: bool) -> None:
     prompt = random_prompt(random.Random(seed), held_out=held_out)
     assert parse(str(prompt)) == prompt
     ids = encode([prompt], VOCABULARY, LENGTH)[0]
-    assert VOCABULARY.text(ids.tolist()) == str(prompt)
+    assert VOCABULARY.text(ids.tolist()) == str(prompt.canonical())
 
 
 @settings(deadline=None)
@@ -73,6 +74,23 @@ def test_meaning() -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "canonical"),
+    [
+        ("a egg below of a gift", "a gift above of a egg"),
+        ("a egg right of a gift", "a gift left of a egg"),
+        ("a egg above of a gift", "a egg above of a gift"),
+        ("a egg left of a gift", "a egg left of a gift"),
+        ("a blue hat and a red key", "a blue hat and a red key"),
+        ("four star", "four star"),
+    ],
+)
+def test_opposite_relations_are_one(said: str, canonical: str) -> None:
+    assert str(parse(said).canonical()) == canonical
+    assert torch.equal(encode([said], VOCABULARY, 16), encode([canonical], VOCABULARY, 16))
+    assert str(parse(said)) == said
+
+
+@pytest.mark.parametrize(
     ("prompt", "parts"),
     [
         ("a dogg", ["'dogg'", "vocabulary", "'dog'"]),
@@ -116,14 +134,16 @@ def test_held_out_prompts_are_never_drawn_for_training() -> None:
     rng = random.Random(0)
     for prompt in (random_prompt(rng) for _ in range(3000)):
         if prompt.task in ("two", "position"):
-            assert not held_out_pair(*prompt.kinds)
+            assert not held_out_pair(*prompt.canonical().kinds)
         if prompt.hues:
             assert not held_out_hue(prompt.kinds[0], prompt.hues[0])
             assert set(prompt.kinds) <= set(COLOURABLE)
 
 
 def test_held_out_prompts_of_one_task() -> None:
-    assert all(held_out_pair(*prompt.kinds) for prompt in held_out_prompts(20, task="position"))
+    positions = held_out_prompts(40, task="position")
+    assert all(held_out_pair(*prompt.canonical().kinds) for prompt in positions)
+    assert {prompt.relation for prompt in positions} == set(RELATIONS)
     assert all(held_out_hue(p.kinds[0], p.hues[0]) for p in held_out_prompts(5, task="colour"))
 
 

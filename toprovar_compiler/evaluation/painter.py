@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,53 +11,34 @@ import toprovar_compiler
 from toprovar_compiler.cli_model import paint
 from toprovar_compiler.errors import EvaluationError
 from toprovar_compiler.evaluation.units import Batch
-from toprovar_compiler.options import PolicyName, parse_options
+from toprovar_compiler.evaluation.variants import Variant
 from toprovar_compiler.policies.oracle import OraclePolicy, edge_maps, set_maps
 
-DENSE = "dense"
-"""The policy that the others are compared with."""
 
-
-def check_policies(names: Sequence[str] | None, options: Mapping[str, Any]) -> tuple[str, ...]:
-    """Policies to compare, each once and the dense one first: it is painted in any case.
-
-    Args:
-        names: None for all that there are.
-        options: the compiler's other options.
-
-    Raises:
-        OptionError: an unknown policy, or an option out of range.
-    """
-    wanted = (DENSE, *(get_args(PolicyName) if names is None else names))
-    for name in wanted:
-        parse_options({**options, "policy": name})
-    return tuple(dict.fromkeys(wanted))
-
-
-def under_policy(model: nn.Module, policy: str, options: Mapping[str, Any]) -> nn.Module:
-    """``model`` compiled with that policy. All policies of a model share its compiled graphs, and the model
+def under_policy(model: nn.Module, variant: Variant) -> nn.Module:
+    """``model`` compiled with that policy. All variants of a model share its compiled graphs, and the model
     itself stays eager.
 
     Raises:
         OptionError: an option does not fit the model.
         UnsupportedModelError: the model has no repeated blocks.
     """
-    made = torch.compile(model, backend="toprovar", options={**options, "policy": policy})
+    made = torch.compile(model, backend="toprovar", options={**variant.options, "policy": variant.policy})
     return cast(nn.Module, made)
 
 
-def show_dense(model: nn.Module, policy: str, dense: Tensor) -> None:
+def show_dense(model: nn.Module, variant: Variant, dense: Tensor) -> None:
     """Let the oracle see the dense pictures [B, 3, H, W] of what it paints next; others must not."""
-    if policy == OraclePolicy.name:
+    if variant.policy == OraclePolicy.name:
         set_maps(model, edge_maps(dense))
 
 
 class Painter:
-    """Paints batches; ``options`` are the compiler's, all but the policy."""
+    """Paints batches."""
 
-    def __init__(self, model: nn.Module, policy: str, options: Mapping[str, Any]) -> None:
-        self.policy = policy
-        self.model = under_policy(model, policy, options)
+    def __init__(self, model: nn.Module, variant: Variant) -> None:
+        self.variant, self.name = variant, variant.name
+        self.model = under_policy(model, variant)
         self.device = next(model.parameters()).device
 
     def paint(self, batch: Batch, dense: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
@@ -76,12 +56,12 @@ class Painter:
         toprovar_compiler.reset()
         if dense is not None:
             filled = torch.cat([dense, dense[-1:].expand(batch.size - len(dense), -1, -1, -1)])
-            show_dense(self.model, self.policy, filled)
+            show_dense(self.model, self.variant, filled)
         with torch.no_grad():
             pictures = paint(self.model, batch.texts, batch.seed)[: len(batch.units)].detach().float()
         if not bool(pictures.isfinite().all()):
             raise EvaluationError(
-                f"policy {self.policy!r} requires finite pictures, got NaN or infinity in batch "
+                f"policy {self.name!r} requires finite pictures, got NaN or infinity in batch "
                 f"{batch.number} (first prompt {batch.units[0].text!r}); try another --dtype"
             )
         counts = toprovar_compiler.summary(self.model).to_dict()

@@ -1,4 +1,4 @@
-"""``toprovar pareto``: quality over speed of several evaluations, one line per policy."""
+"""``toprovar pareto``: quality over speed of several evaluations, a line per policy over its strengths."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from toprovar_compiler.errors import ArtifactError, MissingDependencyError, OptionError
 from toprovar_compiler.evaluation.store import FORMAT, FORMAT_VERSION, read_json
+from toprovar_compiler.evaluation.variants import line_of
 
 try:
     from matplotlib.axes import Axes
@@ -95,7 +96,7 @@ def _points(runs: Sequence[Mapping[str, Any]], quality: str, speed: str) -> list
         for policy, figures in run["policies"].items():
             x, y = figures[speed], figures[quality]
             if x["value"] is not None and y["value"] is not None:
-                found.append(Point(policy, _interval(x), _interval(y)))
+                found.append(Point(line_of(policy), _interval(x), _interval(y)))
     return found
 
 

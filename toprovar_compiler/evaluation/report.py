@@ -8,10 +8,11 @@ from typing import Any
 from PIL.Image import Image
 
 from toprovar_compiler import figures
-from toprovar_compiler.evaluation.painter import DENSE, to_floats
+from toprovar_compiler.evaluation.painter import to_floats
 from toprovar_compiler.evaluation.picture_metrics import REGIONS
 from toprovar_compiler.evaluation.store import Store
 from toprovar_compiler.evaluation.units import Batch
+from toprovar_compiler.evaluation.variants import DENSE
 
 SHEET_ROWS = 12
 _TILE = 192

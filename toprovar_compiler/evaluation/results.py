@@ -12,10 +12,10 @@ import torch
 from toprovar_compiler.demo_contenders import EAGER, INDUCTOR
 from toprovar_compiler.evaluation.bootstrap import LEVEL, RESAMPLES, Floats, Interval, Resampler, missing
 from toprovar_compiler.evaluation.frechet import FEWEST_PICTURES, frechet_distances
-from toprovar_compiler.evaluation.painter import DENSE
 from toprovar_compiler.evaluation.picture_metrics import MS_SSIM_SIDE, REGIONS, SSIM_SIDE
 from toprovar_compiler.evaluation.suite import WITHOUT_SUITE
 from toprovar_compiler.evaluation.table import Table
+from toprovar_compiler.evaluation.variants import DENSE
 
 NOT_TIMED = "not timed: --timed 0"
 TOO_FEW = "requires at least"

@@ -16,7 +16,7 @@ from toprovar_compiler.doctor import require_compiler
 from toprovar_compiler.environment import commit, environment
 from toprovar_compiler.evaluation.identity import run_identity
 from toprovar_compiler.evaluation.latency import take_turns
-from toprovar_compiler.evaluation.painter import Painter, check_policies
+from toprovar_compiler.evaluation.painter import Painter
 from toprovar_compiler.evaluation.processes import Processes
 from toprovar_compiler.evaluation.prompts import read_prompts
 from toprovar_compiler.evaluation.report import markdown, sheet
@@ -26,6 +26,7 @@ from toprovar_compiler.evaluation.store import FORMAT, FORMAT_VERSION, TRUE_SCEN
 from toprovar_compiler.evaluation.suite import load_suite
 from toprovar_compiler.evaluation.table import Table
 from toprovar_compiler.evaluation.units import Batch, make_batches
+from toprovar_compiler.evaluation.variants import parse_variants
 
 # More at a time saves no time on a CPU, and a GPU would wait for its host.
 _CPU_BATCH, _GPU_BATCH = 8, 32
@@ -38,11 +39,11 @@ class Settings:
 
     Attributes:
         model, suite: ``module:function``; see :func:`~toprovar_compiler.evaluation.suite.load_suite`.
-        policies: None for all.
+        policies: what to compare, see :func:`~toprovar_compiler.evaluation.variants.parse_variants`.
         prompts: a number, or the path of a text file.
         batch: pictures at a time; None: as the device likes it.
         timed: how many prompts, at most, to time; 0 for none.
-        options: the compiler's, all but the policy.
+        options: the compiler's, all but the policy, unless a policy's name says otherwise.
     """
 
     model: str
@@ -74,7 +75,8 @@ def evaluate(settings: Settings, processes: Processes) -> Report:
         ToprovarError: bad input, no model, a folder of other results, a process that ended.
         ValueError: the model or the suite refuses a prompt.
     """
-    policies = check_policies(settings.policies, settings.options)
+    variants = parse_variants(settings.policies, settings.options)
+    policies = [variant.name for variant in variants]
     model = load_model(settings.model, processes.device(settings.device), settings.dtype)
     device = next(model.parameters()).device
     require_compiler(device)
@@ -82,7 +84,7 @@ def evaluate(settings: Settings, processes: Processes) -> Report:
     prompts = read_prompts(settings.prompts, settings.seed, suite)
     size = settings.batch or (_CPU_BATCH if device.type == "cpu" else _GPU_BATCH)
     batches = make_batches(prompts, settings.samples, settings.seed, size)
-    painters = [Painter(model, policy, settings.options) for policy in policies]
+    painters = [Painter(model, variant) for variant in variants]
     run = run_identity(model, suite, prompts, _figures_depend_on(settings, batches))
     store = Store(settings.out)
     store.open(run)
@@ -95,7 +97,7 @@ def evaluate(settings: Settings, processes: Processes) -> Report:
     if not first:
         return Report("")
     units = [unit for batch in batches for unit in batch.units if unit.sample == 0]
-    times = take_turns(model, policies, settings.options, units[: settings.timed], store)
+    times = take_turns(model, variants, units[: settings.timed], store)
     tables = {policy: _table(store, policy, batches, len(prompts)) for policy in policies}
     true_scenes = _table(store, TRUE_SCENES, batches, len(prompts)) if suite is not None else None
     results = {

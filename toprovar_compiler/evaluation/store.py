@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 from PIL import Image
@@ -86,7 +87,7 @@ class Store:
         return torch.stack([_read_png(self.picture_path(name, unit)) for unit in units])
 
     def picture_path(self, name: str, unit: Unit) -> Path:
-        return self.folder / _PICTURES / name / f"{unit.name}.png"
+        return self.folder / _PICTURES / _folder(name) / f"{unit.name}.png"
 
     def write_times(self, turn: int, seconds: Mapping[str, float]) -> None:
         """What each contender took in one turn."""
@@ -103,10 +104,15 @@ class Store:
         return self.folder / name
 
     def _unit_path(self, name: str, batch: Batch) -> Path:
-        return self.folder / _UNITS / name / f"{batch.number:05d}.json"
+        return self.folder / _UNITS / _folder(name) / f"{batch.number:05d}.json"
 
     def _times_path(self, turn: int) -> Path:
         return self.folder / _TIMES / f"{turn:05d}.json"
+
+
+def _folder(name: str) -> str:
+    """A policy's name, with its options, as that of a folder."""
+    return quote(name, safe="[]=,")
 
 
 def _dump(value: Mapping[str, Any]) -> str:
