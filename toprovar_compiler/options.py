@@ -15,6 +15,7 @@ from toprovar_compiler.passes.prune_tokens import PrunedKeys
 PolicyName = Literal["toprovar", "dense", "fastvar", "skipvar", "fixed-exit", "random", "inverted", "oracle"]
 EntropySourceName = Literal["layer-mean", "same-layer", "last-full-layer"]
 RestorationName = Literal["scale-exit", "bypass", "cached-update"]
+Crossing = Literal["at-least", "at-most"]
 
 DEFAULT_KEEP_RATIO = 0.3
 
@@ -34,6 +35,11 @@ class Options:
             model states its schedule, else from the first scale of at least 256 tokens.
         keep_ratio: fraction of tokens kept in a pruned block, in (0, 1]; a number, or one per scale (its
             entries before ``start_scale`` have no effect).
+        scale_threshold: tau in [0, 1]: pruning starts after the first scale, from the one before
+            ``start_scale`` on, whose share of tokens with an entropy below the scale's mean (eq. 3) reaches
+            tau in every sample. None: at ``start_scale``. The policies "fastvar", "skipvar" and "fixed-exit"
+            have rules of their own instead.
+        scale_crossing: how it is reached, "at-least" (section 4) or "at-most" (eq. 13).
         strict: raise where pruning was due but could not be done, instead of counting a fallback.
         calibration: reserved for calibration files, which this version does not read.
         entropy_source: which entropy map ranks the tokens of a scale: the mean over layers of the previous
@@ -59,6 +65,8 @@ class Options:
     policy: PolicyName = "toprovar"
     start_scale: int | None = None
     keep_ratio: float | Sequence[float] | None = None
+    scale_threshold: float | None = None
+    scale_crossing: Crossing = "at-least"
     strict: bool = False
     calibration: str | None = None
     entropy_source: EntropySourceName = "layer-mean"
@@ -76,6 +84,7 @@ class Options:
         _check_choice("entropy_source", self.entropy_source, get_args(EntropySourceName))
         _check_choice("restoration", self.restoration, get_args(RestorationName))
         _check_choice("pruned_keys", self.pruned_keys, get_args(PrunedKeys))
+        _check_choice("scale_crossing", self.scale_crossing, get_args(Crossing))
         _check_count("start_scale", self.start_scale, least=0)
         _check_count("guidance_rows", self.guidance_rows, least=1)
         _check_count("drop_scales", self.drop_scales, least=0, optional=False)
@@ -93,7 +102,20 @@ class Options:
                 f"calibration={self.calibration!r}: this version reads no calibration files; "
                 "leave it None and set start_scale and keep_ratio"
             )
+        self._check_threshold()
         self._check_ratios()
+
+    def _check_threshold(self) -> None:
+        for _, tau in _numbered("scale_threshold", self.scale_threshold):
+            if isinstance(self.scale_threshold, Sequence) or not 0.0 <= tau <= 1.0:
+                raise OptionError(
+                    f"scale_threshold requires one number in [0, 1] or None, got {self.scale_threshold!r}"
+                )
+        if self.scale_threshold is not None and self.policy in ("fastvar", "skipvar", "fixed-exit"):
+            raise OptionError(
+                f"scale_threshold requires a policy that waits for it, got {self.policy!r}, which has a rule "
+                "of its own; leave it out, or choose 'toprovar'"
+            )
 
     def _check_ratios(self) -> None:
         for position, ratio in _numbered("keep_ratio", self.keep_ratio):

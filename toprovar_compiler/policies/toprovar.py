@@ -1,4 +1,4 @@
-"""The first ToProVAR policy: the token dimension, in rank form."""
+"""The ToProVAR policy: the scale dimension decides when, the token dimension in rank form what."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from toprovar_compiler.options import Options
 from toprovar_compiler.policies.base import BasePolicy, Choice, Decision, Dense, Outcome, Prune, Step
 from toprovar_compiler.policies.budget import Budget
 from toprovar_compiler.policies.entropy_source import EntropySource, LastFullLayer, LayerMean, SameLayer
+from toprovar_compiler.policies.onset import Onset
 from toprovar_compiler.policies.restoration import Bypass, CachedUpdate, Restoration, ScaleExit
 
 _SOURCES: dict[str, type[EntropySource]] = {
@@ -22,6 +23,7 @@ _SOURCES: dict[str, type[EntropySource]] = {
 class ToprovarPolicy(BasePolicy):
     """Keeps the tokens of lowest attention entropy (eq. 6 in rank form, NOTES 2).
 
+    Pruning may start where :class:`~toprovar_compiler.policies.onset.Onset` says so, from eq. 3.
     The budget is :class:`~toprovar_compiler.policies.budget.Budget`'s; which tokens are kept is the order of
     the source's scores, by default the entropy's (eq. 5). Policies that differ in the ranking alone give
     another source.
@@ -33,6 +35,7 @@ class ToprovarPolicy(BasePolicy):
         self, options: Options, schedule: tuple[int, ...] | None, source: EntropySource | None = None
     ) -> None:
         self.options, self.budget = options, Budget(options, schedule)
+        self.onset = Onset(options)
         self.source = source if source is not None else entropy_source(options)
         self.restoration = _restoration(options, self.budget.first_scale)
         self.exits_scales = self.restoration.exits_scales
@@ -40,12 +43,15 @@ class ToprovarPolicy(BasePolicy):
 
     def start_generation(self) -> None:
         self.source.start_generation()
+        self.onset.start_generation()
         self.restoration.start_generation()
         self._chosen = None
 
     def decide(self, step: Step, stream: Tensor) -> Decision:
         if not self.budget.is_due(step):
             return self._dense(self.budget.leads_to_pruning(step))
+        if not self.onset.reached(step):
+            return self._dense()
         keep = self.budget.keep(step)
         if keep >= step.tokens:
             return self._dense()
@@ -62,13 +68,15 @@ class ToprovarPolicy(BasePolicy):
     def observe(self, step: Step, outcome: Outcome) -> None:
         if outcome.entropy is not None:
             self.source.observe(step, outcome.entropy, outcome.kept)
+            if outcome.kept is None:
+                self.onset.observe(step, outcome.entropy)
         self.restoration.observe(step, outcome)
 
     def complaints(self) -> list[str]:
-        return self.source.complaints()
+        return [*self.onset.complaints(), *self.source.complaints()]
 
     def _dense(self, entropy: bool = True, fallback: str | None = None) -> Dense:
-        return Dense(entropy and self.source.reads_entropy, fallback)
+        return Dense(entropy and (self.source.reads_entropy or self.onset.reads_entropy), fallback)
 
     def _prune_scale(self, step: Step, keep: int, base: Tensor) -> Decision:
         if self._chosen is None or self._chosen[0] != step.scale:
