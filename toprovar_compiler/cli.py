@@ -1,4 +1,4 @@
-"""The console script ``toprovar``: demo, generate, evaluate, pareto, doctor."""
+"""The console script ``toprovar``: demo, generate, report, evaluate, pareto, doctor."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from toprovar_compiler.cli_arguments import (
     given_options,
 )
 from toprovar_compiler.cli_evaluate import add_evaluate, add_pareto
+from toprovar_compiler.cli_report import add_report
 from toprovar_compiler.errors import ToprovarError
 
 
@@ -48,6 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands.add_parser("demo", help="paint a grid of prompts four ways and compare"))
     _add_generate(commands.add_parser("generate", help="paint prompts with toprovar"))
+    add_report(
+        commands.add_parser("report", help="paint prompts dense and pruned, and show why, in one file")
+    )
     add_evaluate(commands.add_parser("evaluate", help="compare policies: quality, FLOPs and speed"))
     add_pareto(commands.add_parser("pareto", help="plot quality over speed of several evaluations"))
     _add_doctor(commands.add_parser("doctor", help="what is installed, what would run where, and why not"))

@@ -18,9 +18,14 @@ def add_painting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("out"), help="folder to write to (default: %(default)s)"
     )
-    parser.add_argument("--policy", choices=get_args(PolicyName), help="what decides which tokens to skip")
+    add_policy(parser)
     add_pruning(parser)
     add_traceback(parser)
+
+
+def add_policy(parser: argparse.ArgumentParser) -> None:
+    """The policy, for commands that run a single one."""
+    parser.add_argument("--policy", choices=get_args(PolicyName), help="what decides which tokens to skip")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -70,7 +70,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def paint(model: nn.Module, prompts: Sequence[str], seed: int) -> Tensor:
-    """Pictures [B, 3, H, W] in [0, 1] of the prompts.
+    """Pictures [B, 3, H, W] in [0, 1], one for each of the B prompts.
 
     Raises:
         UnsupportedModelError: the model gives something else.
@@ -81,10 +81,12 @@ def paint(model: nn.Module, prompts: Sequence[str], seed: int) -> Tensor:
         not isinstance(pictures, Tensor)
         or pictures.dim() != _PICTURE_DIMENSIONS
         or pictures.shape[1] != _COLOURS
+        or pictures.shape[0] != len(prompts)
     ):
         got = tuple(pictures.shape) if isinstance(pictures, Tensor) else type(pictures).__name__
         raise UnsupportedModelError(
-            f"generate(prompts, seed=...) requires to give pictures [B, 3, H, W], got {got}; "
+            f"generate(prompts, seed=...) requires to give pictures [B, 3, H, W], got {got} for "
+            f"{len(prompts)} prompt(s); "
             "let the function of --model wrap it"
         )
     return pictures
