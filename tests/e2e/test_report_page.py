@@ -23,7 +23,8 @@ from toprovar_compiler import variants
 from toprovar_compiler.cli import EXIT_OK, main
 from toprovar_compiler.cli_model import paint
 from toprovar_compiler.environment import environment
-from toprovar_compiler.options import Options
+from toprovar_compiler.options import Options, parse_options
+from toprovar_compiler.report.painting import paint_pairs
 
 PROMPTS = ("a <b>bold</b> & 'quoted' cat", "two apples")
 SEED = 5
@@ -119,6 +120,24 @@ def test_a_row_per_scale_and_a_column_per_layer(page: Page, number: int) -> None
     assert all("nats" in row[0] and re.fullmatch(r"\d\.\d\d", row[1]) for row in dense[1:])
     assert dense[0][1:] == ["-"] * LAYERS
     assert len(page.table("Under toprovar: what its blocks returned", number)) == SCALES
+
+
+def test_statistics_are_those_of_the_dense_maps(page: Page) -> None:
+    painted = paint_pairs(make(PaintingVAR), PROMPTS, SEED, parse_options({"keep_ratio": 0.5}))
+    calls = painted.pairs[0].dense.calls
+    maps = {s: torch.stack([calls[s, n].entropy for n in range(LAYERS)]).double() for s in range(1, SCALES)}
+    ratios = page.table("Low-entropy ratio (eq. 3): share of tokens below the scale's mean entropy")
+    assert [row[0].split()[0] for row in ratios] == ["1", "2", "3", "4"]
+    for row, entropy in zip(ratios, maps.values(), strict=True):
+        mean = entropy.mean(0)
+        assert row[1] == f"{(mean < mean.mean()).double().mean():.2f}"
+        own = (entropy < entropy.mean(1, keepdim=True)).double().mean(1)
+        assert row[2] == f"{own.min():.2f} to {own.max():.2f}"
+    layers = page.table("Layers at scale 4 (6 x 6 tokens): singular values of the entropy map")
+    for number, (row, image) in enumerate(zip(layers, maps[4].unflatten(1, (6, 6)), strict=True)):
+        whole, less = torch.linalg.svdvals(image), torch.linalg.svdvals(image - image.mean())
+        figures = (image.mean(), whole[0] / whole[1], less[0] / less[1])
+        assert row == [str(number), *(f"{figure:.2f}" for figure in figures)]
 
 
 def test_counters_are_the_summarys(page: Page) -> None:

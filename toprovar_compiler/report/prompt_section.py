@@ -16,6 +16,7 @@ from toprovar_compiler.report.images import AMPLIFIED, difference, small
 from toprovar_compiler.report.labels import size_of
 from toprovar_compiler.report.markup import Markup, element, image, markup
 from toprovar_compiler.report.painting import Pair
+from toprovar_compiler.report.statistics import statistics
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -110,4 +111,5 @@ def _entropy(pair: Pair, policy: str, reasons: Sequence[str]) -> Markup:
         element("p", f"Under {policy} no block returned its entropy: none was asked for.")
         if seen is None
         else seen,
+        statistics(pair.dense.calls),
     )
