@@ -1,6 +1,6 @@
 """Train the checker on true scenes, and measure it on held-out ones.
 
-    python -m examples.emojivar.checker.train --out out/checker --minutes 2 --workers 12 --compile
+    python -m examples.emojivar.checker.train --out out/checker --minutes 3 --workers 5
 
 writes `checker.safetensors` with its index and accuracy table (JSON and Markdown), to be copied to
 `examples/emojivar/assets`, and `checker.state.safetensors`, from which the same command resumes.
