@@ -11,6 +11,7 @@ import torch
 
 from toprovar_compiler import cli, variants
 from toprovar_compiler.cli import main
+from toprovar_compiler.cli_arguments import given_options
 from toprovar_compiler.cli_progress import Progress
 
 SMALL = ["--model", "tests.painters:small", "--device", "cpu"]
@@ -38,6 +39,22 @@ def test_generate_writes_a_picture_per_prompt(tmp_path: Path, capsys: pytest.Cap
     assert str(tmp_path / "2-two-apples.png") in printed
 
 
+def test_pruning_options_reach_the_compiler() -> None:
+    given = ["--keep-ratio", ".5,1", "--start-scale", "2", "--scale-threshold", ".4", "--strict"]
+    parts = ["--entropy-source", "same-layer", "--restoration", "bypass", "--policy", "toprovar"]
+    arguments = cli.build_parser().parse_args(["generate", "a cat", *given, *parts])
+    assert given_options(arguments) == {
+        "policy": "toprovar",
+        "keep_ratio": [0.5, 1.0],
+        "start_scale": 2,
+        "scale_threshold": 0.4,
+        "entropy_source": "same-layer",
+        "restoration": "bypass",
+        "strict": True,
+    }
+    assert given_options(cli.build_parser().parse_args(["generate", "a cat"])) == {}
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -53,6 +70,11 @@ def test_generate_writes_a_picture_per_prompt(tmp_path: Path, capsys: pytest.Cap
         ([*SMALL, "--device", "cuda:99"], "--device cuda:99 requires a CUDA device"),
         ([*SMALL, "--keep-ratio", "0"], "keep_ratio requires a number in (0, 1], got 0"),
         ([*SMALL, "--keep-ratio", ".5,.5"], "keep_ratio requires one number per scale, got 2"),
+        (
+            [*SMALL, "--scale-threshold", "2"],
+            "scale_threshold requires one number in [0, 1]",
+        ),
+        ([*SMALL, "--entropy-source", "same-layer"], "restoration='scale-exit' requires entropy_source="),
         ([*SMALL, "--start-scale", "4"], "start_scale requires a scale of the model's schedule"),
     ],
 )

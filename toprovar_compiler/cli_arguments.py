@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from toprovar_compiler.cli_model import DEFAULT_MODEL, DTYPES
-from toprovar_compiler.options import PolicyName
+from toprovar_compiler.options import EntropySourceName, PolicyName, RestorationName
 
 EXIT_OK, EXIT_PROBLEM, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -52,6 +52,18 @@ def add_pruning(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--start-scale", type=int, metavar="S", help="first scale that may be pruned, from 0")
     parser.add_argument(
+        "--scale-threshold",
+        type=float,
+        metavar="TAU",
+        help="start only once so large a share of tokens has an entropy below the mean, in [0, 1]",
+    )
+    parser.add_argument(
+        "--entropy-source", choices=get_args(EntropySourceName), help="whose entropy ranks the tokens"
+    )
+    parser.add_argument(
+        "--restoration", choices=get_args(RestorationName), help="what becomes of a pruned token"
+    )
+    parser.add_argument(
         "--strict", action="store_true", default=None, help="fail where pruning was due but not possible"
     )
 
@@ -74,6 +86,7 @@ def _ratios(text: str) -> float | list[float]:
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The compiler options that the command line gave, a policy too if it is a single one; toprovar has its
     own defaults for the others."""
-    names = ("policy", "keep_ratio", "start_scale", "strict")
+    pruning = ("keep_ratio", "start_scale", "scale_threshold", "entropy_source", "restoration")
+    names = ("policy", *pruning, "strict")
     given = {name: getattr(arguments, name, None) for name in names}
     return {name: value for name, value in given.items() if value is not None}
