@@ -1,0 +1,266 @@
+"""The Hopper kernel on a GPU, against float64, and what only a GPU can show: races, repeatability, graphs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels.oracle import check, quantised
+from toprovar_compiler.kernels import ops  # noqa: F401  (registers the operators)
+from toprovar_compiler.kernels.hopper_attention import attend_on_hopper, choose_plan, hopper_unavailable
+from toprovar_compiler.kernels.reference import attention_entropy_reference
+
+pytestmark = pytest.mark.gpu
+
+DTYPES = (torch.bfloat16, torch.float16)
+# B, H, Hkv, Nq, Nk, D: both plans of both head sizes, rows and keys that fill no tile
+SHAPES = [
+    (1, 2, 2, 128, 128, 64),
+    (1, 2, 2, 128, 129, 128),
+    (2, 3, 3, 129, 255, 64),
+    (1, 1, 1, 4097, 257, 128),
+    (2, 16, 16, 256, 521, 128),
+    (2, 30, 30, 256, 680, 64),
+    (1, 2, 1, 4097, 4097, 64),
+    (2, 16, 16, 1024, 2521, 128),
+    (2, 16, 4, 1025, 2177, 64),
+    (1, 16, 4, 1088, 10521, 128),
+]
+
+
+@pytest.fixture(autouse=True)
+def _needs_hopper() -> Iterator[None]:
+    why_not = hopper_unavailable(torch.device("cuda"))
+    if why_not is not None:
+        pytest.skip(f"no Hopper kernel: {why_not}")
+    yield
+    # A launch that failed falls back silently but for a warning; here it is the thing to find.
+    assert hopper_unavailable(torch.device("cuda")) is None
+
+
+def operands(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v as models have them: transposed views of `[B, N, H, D]`."""
+    batch, heads, kv_heads, queries, keys, size = shape
+    lengths = ((queries, heads), (keys, kv_heads), (keys, kv_heads))
+    q, k, v = (
+        quantised(batch, n, h, size, dtype=dtype, seed=i, device="cuda").transpose(1, 2)
+        for i, (n, h) in enumerate(lengths)
+    )
+    return q, k, v
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """The Hopper kernel itself, on outputs that start as NaN."""
+    batch, heads, queries, size = q.shape
+    out = q.new_full((batch, queries, heads, size), torch.nan).transpose(1, 2)
+    entropy = torch.full((batch, heads, queries), torch.nan, device=q.device)
+    assert attend_on_hopper(q, k, v, out, entropy, 1 / math.sqrt(size) if scale is None else scale)
+    return out, entropy
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sweep(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    q, k, v = operands(shape, dtype)
+    out, entropy = attend(q, k, v)
+    scale = 1 / math.sqrt(shape[-1])
+    check(out, entropy, q, k, v, None, scale)
+    exact = attention_entropy_reference(q.double(), k.double(), v.double(), None, scale)[1]
+    assert float((entropy - exact).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("keys", [1, 127, 128, 129, 4097])
+@pytest.mark.parametrize("queries", [1, 127, 128, 129, 4097])
+def test_lengths_through_the_operator(queries: int, keys: int, size: int, dtype: torch.dtype) -> None:
+    q, k, v = operands((1, 2, 2, queries, keys, size), dtype)
+    out, entropy = torch.ops.toprovar.flash_attention_entropy(q, k, v, None, None)
+    check(out, entropy, q, k, v, None, 1 / math.sqrt(size))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("nats", [20, 60, 80, 300])
+def test_late_maxima(nats: int, size: int, dtype: torch.dtype) -> None:
+    """Rows whose largest logit comes late, up to far beyond what the first tile's maximum can refer to."""
+    q, k, v = operands((1, 4, 4, 300, 3001, size), dtype)
+    scale = 1 / math.sqrt(size)
+    for row, key in ((7, 2900), (64, 3000), (150, 129), (299, 1500)):
+        one = q[:, :, row].double()
+        k[:, :, key] = (one * (nats / (one.square().sum(-1, keepdim=True) * scale))).to(dtype)
+    out, entropy = attend(q, k, v)
+    check(out, entropy, q, k, v, None, scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [64, 128])
+def test_every_row_overflows(size: int, dtype: torch.dtype) -> None:
+    q, k, v = operands((1, 8, 8, 1024, 2000, size), dtype)
+    q[..., 0], k[..., 0] = 40.0, 0.0
+    k[:, :, 1900, 0] = 40.0
+    out, entropy = attend(q, k, v)
+    check(out, entropy, q, k, v, None, 1 / math.sqrt(size))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [64, 128])
+def test_cosine_attention(size: int, dtype: torch.dtype) -> None:
+    q, k, v = operands((1, 4, 4, 300, 3001, size), dtype)
+    q = torch.nn.functional.normalize(q.float(), dim=-1).to(dtype)
+    k = torch.nn.functional.normalize(k.float(), dim=-1).to(dtype)
+    k[:, :, 2000:2300] = q
+    out, entropy = attend(q, k, v, 50.0)
+    check(out, entropy, q, k, v, None, 50.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("keys", [128, 1000, 1037])
+def test_constant_keys(keys: int, size: int, dtype: torch.dtype) -> None:
+    q, k, v = operands((2, 4, 4, 200, keys, size), dtype)
+    k = k[:, :, :1].repeat(1, 1, keys, 1)
+    out, entropy = attend(q, k, v)
+    torch.testing.assert_close(entropy, torch.full_like(entropy, math.log(keys)), rtol=1e-6, atol=0)
+    check(out, entropy, q, k, v, None, 1 / math.sqrt(size))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [64, 128])
+def test_nan_stays_in_its_rows(size: int, dtype: torch.dtype) -> None:
+    q, k, v = operands((1, 3, 3, 300, 1000, size), dtype)
+    clean_out, clean_entropy = attend(q, k, v)
+    q[0, 1, 5] = torch.nan
+    q[0, 2, 299, 3] = torch.inf
+    out, entropy = attend(q, k, v)
+    bad = torch.zeros(1, 3, 300, dtype=torch.bool, device="cuda")
+    bad[0, 1, 5] = bad[0, 2, 299] = True
+    assert torch.equal(entropy.isnan(), bad)
+    assert out[bad].isnan().all()
+    assert torch.equal(out[~bad], clean_out[~bad])
+    assert torch.equal(entropy[~bad], clean_entropy[~bad])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("key", [0, 127, 700, 999])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_infinite_keys(value: float, key: int, dtype: torch.dtype) -> None:
+    """A logit of +inf or NaN makes its row NaN, one of -inf is a key that is not attended."""
+    q, k, v = operands((1, 4, 4, 300, 1000, 64), dtype)
+    k[:, :, key] = 0.0
+    k[:, 1:3, key, 0] = value
+    out, entropy = attend(q, k, v)
+    exact_out, exact_entropy = attention_entropy_reference(q.double(), k.double(), v.double(), None, 0.125)
+    assert torch.equal(entropy.isnan(), exact_entropy.isnan())
+    assert torch.equal(out.isnan(), exact_out.isnan())
+    torch.testing.assert_close(entropy.double(), exact_entropy, rtol=0, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(out.double(), exact_out, rtol=2e-2, atol=2e-3, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_without_a_finite_logit_are_zero(dtype: torch.dtype) -> None:
+    q, k, v = operands((1, 2, 2, 200, 300, 64), dtype)
+    k.zero_()
+    k[..., 0] = torch.inf
+    q[:, :, :, 0] = 1.0
+    q[:, :, 3::7, 0] = -1.0
+    out, entropy = attend(q, k, v)
+    assert not out[:, :, 3::7].any()
+    assert not entropy[:, :, 3::7].any()
+    assert int(entropy.isnan().sum()) == 2 * (200 - len(range(3, 200, 7)))
+
+
+def test_large_values_do_not_overflow_the_sums() -> None:
+    """Weights of 2^80 times values of 2^60: the sum is infinite, their mean is not."""
+    q, k, v = operands((1, 2, 2, 200, 1000, 64), torch.bfloat16)
+    q[..., 0], k[..., 0] = 16.0, 0.0
+    k[:, :, 900, 0] = 28.0
+    v *= 2.0**60
+    out, entropy = attend(q, k, v)
+    check(out, entropy, q, k, v, None, 0.125)
+
+
+@pytest.mark.parametrize("layout", ["packed", "contiguous", "sliced", "offset"])
+def test_layouts_give_the_same(layout: str) -> None:
+    q, k, v = operands((2, 4, 4, 300, 300, 64), torch.bfloat16)
+    dense = attend(q, k, v)
+    if layout == "packed":
+        parts = torch.stack([x.transpose(1, 2) for x in (q, k, v)], 2).unbind(2)
+        moved = [x.transpose(1, 2) for x in parts]
+    elif layout == "contiguous":
+        moved = [x.contiguous() for x in (q, k, v)]
+    elif layout == "sliced":
+        moved = [torch.cat([x.new_full(x.shape, torch.nan), x, x], -1)[..., 64:128] for x in (q, k, v)]
+    else:
+        moved = [torch.cat([x[:, :, :5] * torch.nan, x], 2)[:, :, 5:] for x in (q, k, v)]
+    got = attend(*moved)
+    assert all(torch.equal(a, b) for a, b in zip(got, dense, strict=True))
+
+
+def test_scale_zero_and_negative_scale() -> None:
+    q, k, v = operands((1, 4, 4, 300, 300, 64), torch.bfloat16)
+    for scale in (0.0, -0.2):
+        out, entropy = torch.ops.toprovar.flash_attention_entropy(q, k, v, None, scale)
+        check(out, entropy, q, k, v, None, scale)
+
+
+@pytest.mark.parametrize("kind", ["bias", "head size", "few queries", "float32", "misaligned", "expanded"])
+def test_the_rest_falls_through(kind: str) -> None:
+    dtype = torch.float32 if kind == "float32" else torch.bfloat16
+    size = 80 if kind == "head size" else 64
+    q, k, v = operands((2, 2, 2, 17 if kind == "few queries" else 200, 300, size), dtype)
+    bias = torch.zeros(200, 300, dtype=torch.bool, device="cuda").logical_not() if kind == "bias" else None
+    if kind == "misaligned":
+        q, k, v = (torch.cat([x[..., :1], x], -1)[..., 1:] for x in (q, k, v))
+    if kind == "expanded":
+        k, v = (x[:1].expand_as(x) for x in (k, v))
+    assert kind == "bias" or choose_plan(q, k, v) is None
+    out, entropy = torch.ops.toprovar.flash_attention_entropy(q, k, v, bias, 0.125)
+    check(out, entropy, q, k, v, bias, 0.125)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape", [SHAPES[4], SHAPES[5], (2, 8, 8, 1024, 1300, 64), (2, 8, 8, 1024, 1300, 128)]
+)
+@pytest.mark.parametrize("late", [False, True], ids=["plain", "repaired"])
+def test_no_races_in_250_repeats(shape: tuple[int, ...], late: bool, dtype: torch.dtype) -> None:
+    q, k, v = operands(shape, dtype)
+    if late:
+        q[:, :, 77::200, 0], k[..., 0] = 40.0, 0.0
+        k[:, :, -1, 0] = 40.0
+    first = attend(q, k, v)
+    assert first[0].isfinite().all()
+    cache = torch.empty(64 << 20, dtype=torch.int32, device="cuda")
+    for i in range(250):
+        if i % 5 == 0:
+            cache.zero_()  # tiles then come from memory, in another order
+        again = attend(q, k, v)
+        assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True)), f"repeat {i}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_runs_repeat_bitwise(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    q, k, v = operands(shape, dtype)
+    first = attend(q, k, v)
+    for _ in range(50):
+        assert all(torch.equal(a, b) for a, b in zip(attend(q, k, v), first, strict=True))
+
+
+def test_in_a_cuda_graph() -> None:
+    q, k, v = operands(SHAPES[4], torch.bfloat16)
+    direct = torch.ops.toprovar.flash_attention_entropy(q, k, v, None, None)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = torch.ops.toprovar.flash_attention_entropy(q, k, v, None, None)
+    q.neg_()
+    graph.replay()
+    assert not torch.equal(captured[0], direct[0])
+    q.neg_()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, direct, strict=True))

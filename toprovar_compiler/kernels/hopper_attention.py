@@ -1,0 +1,202 @@
+"""Launches the Hopper kernel where it serves and is faster; says why where it never does.
+
+It serves bfloat16 and float16, head sizes 64 and 128, no bias, and operands that the copy engine (TMA) can
+describe, as the models' own `[B, L, H, D]` layouts are. Everything else is the portable kernel's.
+
+Compiled for sm_90 but never run: the op does not call it until `tests/kernels/test_hopper_gpu.py` has passed on a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from functools import cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_HOPPER = (9, 0)
+_DTYPES = (torch.bfloat16, torch.float16)
+_ROWS = 64  # queries a warpgroup
+LEAST_QUERIES = 128
+# Up to so many blocks of 128 queries, and from so many keys on, the portable kernel's split keys are faster.
+_FEW_BLOCKS = 64
+_KEYS_TO_SPLIT = 2048
+_TMA_ALIGNMENT = 16  # bytes
+_LARGEST_STRIDE = 1 << 40  # bytes
+_MOST_DESCRIPTORS = 4096
+_LOG2_E = 1.4426950408889634
+
+
+class Plan(NamedTuple):
+    """Keys a tile, slots of the ring, consumer warpgroups (1 or 2), registers a thread of the second one (the
+    first gets what remains), and registers a thread at the launch."""
+
+    keys: int
+    stages: int
+    warpgroups: int
+    registers: int
+    launch_registers: int
+
+
+# head size -> plans, the widest first; the first whose programs fill the GPU is taken, else the last. None
+# spills registers; three consumers of 160 registers a thread, for head size 64, did.
+PLANS: dict[int, tuple[Plan, ...]] = {
+    64: (Plan(128, 3, 2, 240, 168), Plan(128, 2, 1, 0, 128)),
+    128: (Plan(128, 2, 2, 240, 168), Plan(64, 2, 1, 0, 128)),
+}
+
+
+class _Memory:
+    """What a descriptor needs of a tensor; the tensor itself would be kept alive by the cache."""
+
+    __slots__ = ("address", "dtype")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.address, self.dtype = tensor.data_ptr(), tensor.dtype
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+_descriptors: dict[tuple[Any, ...], Any] = {}
+_failures: dict[int, str] = {}
+
+
+def hopper_unavailable(device: torch.device) -> str | None:
+    """Why no call on `device` takes the Hopper kernel; None where those that it serves do."""
+    if device.type != "cuda":
+        return f"it needs a GPU, got the device {device}"
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return _failures.get(index) or _unsuited(index)
+
+
+def attend_on_hopper(q: Tensor, k: Tensor, v: Tensor, out: Tensor, entropy: Tensor, scale: float) -> bool:
+    """Fill out and entropy and return True, or return False where the portable kernel is to do it.
+
+    q `[B, H, Nq, D]`, k and v `[B, Hkv, Nk, D]`, out the transpose of a contiguous `[B, Nq, H, D]`, entropy
+    `[B, H, Nq]` float32; none is empty, the scale is not negative, and q's device is the current one.
+    """
+    plan = choose_plan(q, k, v)
+    if plan is None:
+        return False
+    try:
+        _launch(_kernels(), plan, q, k, v, out, entropy, scale)
+    # An unfamiliar Triton fails in ways of many kinds, and a kernel that did not compile will not later.
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        _failures[q.device.index] = f"it did not compile or launch ({lines[0]})"
+        warnings.warn(
+            f"toprovar: the Hopper kernel is not used: {_failures[q.device.index]}; the portable one runs",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def choose_plan(q: Tensor, k: Tensor, v: Tensor) -> Plan | None:
+    """How the Hopper kernel is to run on these operands; None where the portable kernel is to."""
+    batch, heads, queries, size = q.shape
+    keys = k.shape[2]
+    plans = PLANS.get(size)
+    if plans is None or v.shape[3] != size or q.dtype not in _DTYPES or queries < LEAST_QUERIES:
+        return None
+    if keys >= _KEYS_TO_SPLIT and math.ceil(queries / 128) * batch * heads <= _FEW_BLOCKS:
+        return None
+    if hopper_unavailable(q.device) is not None or not all(map(describable, (q, k, v))):
+        return None
+    processors = _processors(q.device.index)
+    filling = (p for p in plans if math.ceil(queries / (_ROWS * p.warpgroups)) * batch * heads >= processors)
+    plan = next(filling, plans[-1])
+    return plan if keys >= plan.keys else None
+
+
+def describable(x: Tensor) -> bool:
+    """Whether a TMA descriptor can say where `x` `[B, H, N, D]` lies."""
+    size = x.element_size()
+    if x.stride(3) != 1 or x.data_ptr() % _TMA_ALIGNMENT != 0:
+        return False
+    strides = (
+        stride * size for length, stride in zip(x.shape[:3], x.stride()[:3], strict=True) if length > 1
+    )
+    return all(0 < stride < _LARGEST_STRIDE and stride % _TMA_ALIGNMENT == 0 for stride in strides)
+
+
+@cache
+def _unsuited(index: int) -> str | None:
+    capability = torch.cuda.get_device_capability(index)
+    if torch.version.hip is not None or capability != _HOPPER:
+        return f"it needs compute capability 9.0, got {'.'.join(map(str, capability))}"
+    try:
+        _kernels()
+    # Not only ImportError: Gluon is experimental, and its names are looked up while the module is read.
+    except Exception as error:
+        return f"the installed Triton lacks what it needs of Gluon ({type(error).__name__}: {error})"
+    return None
+
+
+@cache
+def _processors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+@cache
+def _kernels() -> ModuleType:
+    from toprovar_compiler.kernels import hopper_kernels
+
+    return hopper_kernels
+
+
+def _launch(
+    kernels: ModuleType,
+    plan: Plan,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    entropy: Tensor,
+    scale: float,
+) -> None:
+    batch, heads, queries, size = q.shape
+    keys = k.shape[2]
+    blocks = math.ceil(queries / (_ROWS * plan.warpgroups))
+    kernels.attention_entropy_hopper[(blocks * batch * heads,)](
+        descriptor(q, _ROWS), descriptor(k, plan.keys), descriptor(v, plan.keys), out, entropy,
+        heads, heads // k.shape[1], queries, keys, blocks, scale * _LOG2_E, math.log(keys),
+        size, plan.keys, plan.stages, plan.warpgroups, plan.registers, q.dtype == torch.float16,
+        num_warps=4, maxnreg=plan.launch_registers,
+    )  # fmt: skip
+
+
+def descriptor(x: Tensor, rows: int) -> Any:
+    """The TMA descriptor of tiles `[1, 1, rows, D]` of `x` `[B, H, N, D]`, from the cache where it is known.
+
+    Making one costs more than launching a kernel, and a model's tensors return to the same addresses.
+    """
+    key = (x.data_ptr(), x.dtype, x.shape, x.stride(), rows)
+    found = _descriptors.get(key)
+    if found is None:
+        from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+        if len(_descriptors) >= _MOST_DESCRIPTORS:
+            _descriptors.clear()
+        # A dimension of length 1 may have any stride; the descriptor wants an aligned one.
+        strides = [
+            x.shape[3] if n == 1 else step for n, step in zip(x.shape[:3], x.stride()[:3], strict=True)
+        ]
+        block = [1, 1, rows, x.shape[3]]
+        found = TensorDescriptor(
+            _Memory(x), list(x.shape), [*strides, 1], block, _tile_layout(rows, x.shape[3])
+        )
+        _descriptors[key] = found
+    return found
+
+
+@cache
+def _tile_layout(rows: int, size: int) -> Any:
+    from triton.experimental.gluon import language as gl
+
+    # bfloat16 and float16 lie alike.
+    return gl.NVMMASharedLayout.get_default_for([1, 1, rows, size], gl.bfloat16)
