@@ -16,7 +16,7 @@ from toprovar_compiler.cli_arguments import (
     EXIT_PROBLEM,
     add_painting,
     add_traceback,
-    given_options,
+    painting_settings,
 )
 from toprovar_compiler.cli_evaluate import add_evaluate, add_pareto
 from toprovar_compiler.cli_report import add_report
@@ -80,38 +80,16 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from toprovar_compiler.demo import (
-        PROMPTS,
-        Settings,
-        run_demo,
-    )  # pillow is an extra that others do without
+    from toprovar_compiler.demo import PROMPTS, run_demo  # pillow is an extra that others do without
 
-    settings = Settings(
-        model=arguments.model,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        prompts=tuple(arguments.prompt or PROMPTS),
-        seed=arguments.seed,
-        options=given_options(arguments),
-        out=arguments.out,
-    )
-    print(run_demo(settings))
+    print(run_demo(painting_settings(arguments, arguments.prompt or PROMPTS)))
     return EXIT_OK
 
 
 def _generate(arguments: argparse.Namespace) -> int:
     from toprovar_compiler.cli_generate import generate  # pillow is an extra that others do without
 
-    report = generate(
-        arguments.model,
-        arguments.device,
-        arguments.dtype,
-        arguments.prompts,
-        arguments.seed,
-        given_options(arguments),
-        arguments.out,
-    )
-    print(report)
+    print(generate(painting_settings(arguments, arguments.prompts)))
     return EXIT_OK
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from toprovar_compiler.cli_model import DEFAULT_MODEL, DTYPES
+from toprovar_compiler.cli_model import DEFAULT_MODEL, DTYPES, PaintingSettings
 from toprovar_compiler.options import EntropySourceName, PolicyName, RestorationName
 
 EXIT_OK, EXIT_PROBLEM, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -90,3 +91,16 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("policy", *pruning, "strict")
     given = {name: getattr(arguments, name, None) for name in names}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def painting_settings(arguments: argparse.Namespace, prompts: Sequence[str]) -> PaintingSettings:
+    """What the command line of a command that paints ``prompts`` says."""
+    return PaintingSettings(
+        model=arguments.model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        prompts=tuple(prompts),
+        seed=arguments.seed,
+        options=given_options(arguments),
+        out=arguments.out,
+    )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,19 @@ DEFAULT_MODEL = "examples.emojivar:load"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PICTURE_DIMENSIONS = 4
 _COLOURS = 3
+
+
+@dataclass(frozen=True)
+class PaintingSettings:
+    """What a command paints, with which model, and where it writes; ``options`` are toprovar's."""
+
+    model: str
+    device: str
+    dtype: str | None
+    prompts: tuple[str, ...]
+    seed: int
+    options: Mapping[str, Any]
+    out: Path
 
 
 def load_model(reference: str, device: str, dtype: str | None) -> nn.Module:

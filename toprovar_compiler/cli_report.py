@@ -11,7 +11,7 @@ from toprovar_compiler.cli_arguments import (
     add_policy,
     add_pruning,
     add_traceback,
-    given_options,
+    painting_settings,
 )
 
 
@@ -32,16 +32,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from toprovar_compiler.report.run import Settings, write_report  # pillow is an extra
+    from toprovar_compiler.report.run import write_report  # pillow is an extra that others do without
 
-    settings = Settings(
-        model=arguments.model,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        prompts=tuple(arguments.prompt or ()),
-        seed=arguments.seed,
-        options=given_options(arguments),
-        out=arguments.out,
-    )
-    print(write_report(settings))
+    print(write_report(painting_settings(arguments, arguments.prompt or ())))
     return EXIT_OK

@@ -6,8 +6,6 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
@@ -15,7 +13,7 @@ from torch import Tensor
 
 import toprovar_compiler
 from toprovar_compiler import figures
-from toprovar_compiler.cli_model import load_model
+from toprovar_compiler.cli_model import PaintingSettings, load_model
 from toprovar_compiler.cli_progress import Progress
 from toprovar_compiler.demo_contenders import Contender, make_contenders, psnr, speedup
 from toprovar_compiler.doctor import require_compiler
@@ -32,20 +30,7 @@ PROMPTS = (
 _TILE = 256
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What to paint, with which model, and where to write; ``options`` are toprovar's."""
-
-    model: str
-    device: str
-    dtype: str | None
-    prompts: tuple[str, ...]
-    seed: int
-    options: Mapping[str, Any]
-    out: Path
-
-
-def run_demo(settings: Settings) -> str:
+def run_demo(settings: PaintingSettings) -> str:
     """Paint, measure, write ``demo.png`` and ``demo.json`` into ``settings.out``; returns the report.
 
     Raises:
@@ -71,7 +56,7 @@ def run_demo(settings: Settings) -> str:
     )
 
 
-def _take_turns(contenders: Sequence[Contender], settings: Settings) -> list[dict[int, Tensor]]:
+def _take_turns(contenders: Sequence[Contender], settings: PaintingSettings) -> list[dict[int, Tensor]]:
     """Warm up each contender, then let all paint prompt after prompt; the kept tokens of each prompt."""
     kept = []
     with Progress(len(contenders) * (1 + len(settings.prompts))) as progress:
@@ -86,7 +71,7 @@ def _take_turns(contenders: Sequence[Contender], settings: Settings) -> list[dic
     return kept
 
 
-def _record(contenders: Sequence[Contender], settings: Settings) -> dict[str, Any]:
+def _record(contenders: Sequence[Contender], settings: PaintingSettings) -> dict[str, Any]:
     eager, inductor, dense, pruned = contenders
     summary = toprovar_compiler.summary(pruned.model).to_dict()
     return {

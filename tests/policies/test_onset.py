@@ -51,7 +51,9 @@ def _start(low_of: list[list[int]], samples: int = 1, **options: Any) -> tuple[i
             assert decision.fallback is None
             lows = low_of[scale] if scale < len(low_of) else [1] * samples
             entropy = torch.stack([_map(step.tokens, low) for low in lows])
-            policy.observe(step, Outcome(entropy if decision.entropy else None, None, stream, stream))
+            assert decision.entropy or scale < 2 or first is not None
+            # Maps that were not asked for, as a recorder gets them, must change nothing.
+            policy.observe(step, Outcome(entropy, None, stream, stream))
         complaints += policy.complaints()
     return first, complaints
 

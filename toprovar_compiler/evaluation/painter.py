@@ -37,7 +37,7 @@ class Painter:
     """Paints batches."""
 
     def __init__(self, model: nn.Module, variant: Variant) -> None:
-        self.variant, self.name = variant, variant.name
+        self.variant = variant
         self.model = under_policy(model, variant)
         self.device = next(model.parameters()).device
 
@@ -61,7 +61,7 @@ class Painter:
             pictures = paint(self.model, batch.texts, batch.seed)[: len(batch.units)].detach().float()
         if not bool(pictures.isfinite().all()):
             raise EvaluationError(
-                f"policy {self.name!r} requires finite pictures, got NaN or infinity in batch "
+                f"policy {self.variant.name!r} requires finite pictures, got NaN or infinity in batch "
                 f"{batch.number} (first prompt {batch.units[0].text!r}); try another --dtype"
             )
         counts = toprovar_compiler.summary(self.model).to_dict()

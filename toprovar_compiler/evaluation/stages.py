@@ -48,7 +48,7 @@ def paint_policies(
         painters: the dense one first.
     """
     judge = Judge(suite)
-    due = {batch.number: [p for p in painters if not store.has(p.name, batch)] for batch in batches}
+    due = {batch.number: [p for p in painters if not store.has(p.variant.name, batch)] for batch in batches}
     begun = [batch for batch in batches if due[batch.number]]
     for first in begun[:1]:
         due[first.number] = list(painters)
@@ -58,7 +58,7 @@ def paint_policies(
             if painters[0] not in due[batch.number]:
                 reference = judge.reference(store.read_pictures(DENSE, batch.units).to(painters[0].device))
             for painter in due[batch.number]:
-                progress.step(f"{painter.name}, batch {batch.number}: {batch.units[0].text}")
+                progress.step(f"{painter.variant.name}, batch {batch.number}: {batch.units[0].text}")
                 reference = _paint(store, judge, painter, batch, reference)
 
 
@@ -67,12 +67,12 @@ def _paint(
 ) -> Reference:
     """Paint, judge and keep a batch, unless it is finished; returns the dense pictures, or those of now."""
     painted, counts = painter.paint(batch, None if reference is None else reference.pictures)
-    finished = store.has(painter.name, batch)
+    finished = store.has(painter.variant.name, batch)
     if finished:
-        painted = store.read_pictures(painter.name, batch.units).to(painted.device)
+        painted = store.read_pictures(painter.variant.name, batch.units).to(painted.device)
     reference = reference or judge.reference(painted)
     if not finished:
         records = judge.records(batch.units, to_floats(painted), reference)
-        store.write_pictures(painter.name, batch.units, painted)
-        store.write_unit(painter.name, batch, {"counts": counts, "pictures": records})
+        store.write_pictures(painter.variant.name, batch.units, painted)
+        store.write_unit(painter.variant.name, batch, {"counts": counts, "pictures": records})
     return reference

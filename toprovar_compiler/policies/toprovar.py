@@ -68,7 +68,8 @@ class ToprovarPolicy(BasePolicy):
     def observe(self, step: Step, outcome: Outcome) -> None:
         if outcome.entropy is not None:
             self.source.observe(step, outcome.entropy, outcome.kept)
-            if outcome.kept is None:
+            # Scales before the floor have few tokens, and reach a threshold by chance.
+            if outcome.kept is None and self.budget.leads_to_pruning(step):
                 self.onset.observe(step, outcome.entropy)
         self.restoration.observe(step, outcome)
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from toprovar_compiler.cli_model import load_model
+from toprovar_compiler.cli_model import PaintingSettings, load_model
 from toprovar_compiler.doctor import require_compiler
 from toprovar_compiler.environment import commit, environment
 from toprovar_compiler.errors import ArtifactError, OptionError
@@ -21,20 +18,7 @@ from toprovar_compiler.report.painting import paint_pairs
 _SUFFIX = ".html"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What to paint, with which model, and the file to write; ``options`` are toprovar's."""
-
-    model: str
-    device: str
-    dtype: str | None
-    prompts: tuple[str, ...]
-    seed: int
-    options: Mapping[str, Any]
-    out: Path
-
-
-def write_report(settings: Settings) -> str:
+def write_report(settings: PaintingSettings) -> str:
     """Paint every prompt dense and under the policy and write the page; returns what to print.
 
     Raises:
