@@ -16,6 +16,7 @@ import pytest
 from toprovar_compiler.kernels.hopper_attention import PLANS
 
 ROOT = Path(__file__).resolve().parents[2]
+OLDEST_TRITON = "3.6"
 SHARED_MEMORY = 232448  # bytes a block may have; two blocks share what one multiprocessor has, 1 KiB more
 CASES = [
     (size, index, dtype)
@@ -106,21 +107,17 @@ def hot_loops(lines: list[str]) -> list[bool]:
 
 
 def compiled(size: int, index: int, dtype: str) -> dict[str, Any]:
-    triton = pytest.importorskip("triton")
+    triton = pytest.importorskip("triton", minversion=OLDEST_TRITON, reason="an older Triton has another Gluon")
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     for tool in ("ptxas", "nvdisasm"):
         if not (tools / tool).exists():
-            pytest.skip(f"this Triton comes without {tool}")
+            pytest.skip(f"this Triton comes without {tool}, as builds for other makers' GPUs do")
     call = f"compile_offline({size}, {index}, {dtype!r})"
     code = f"from tests.kernels.test_hopper_compile import compile_offline\n{call}"
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=kept, capture_output=True, text=True, check=False
     )
-    if done.returncode != 0 and re.search(
-        r"^(ImportError|ModuleNotFoundError|AttributeError)", done.stderr, re.M
-    ):
-        pytest.skip(f"the installed Triton's Gluon differs: {done.stderr.splitlines()[-1]}")
     assert done.returncode == 0, done.stderr
     measures: dict[str, Any] = json.loads(done.stdout)
     return measures

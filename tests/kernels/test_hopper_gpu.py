@@ -17,6 +17,12 @@ from toprovar_compiler.kernels.reference import attention_entropy_reference
 pytestmark = pytest.mark.gpu
 
 DTYPES = (torch.bfloat16, torch.float16)
+HOPPER, OLDEST_TRITON = (9, 0), "3.6"
+# What the project asks of an entropy in nats, whatever the inputs.
+ENTROPY_ERROR = 1e-5
+# Equal keys have l = Nk and e = 0 exactly. What remains is the hardware's base-2 logarithm, right to 2^-22 of the
+# result, and the rounding of ln 2 and of the product with it, half an eps each: less than 4 eps.
+LOGARITHM_ERROR = 4 * torch.finfo(torch.float32).eps
 # B, H, Hkv, Nq, Nk, D: both plans of both head sizes, rows and keys that fill no tile
 SHAPES = [
     (1, 2, 2, 128, 128, 64),
@@ -34,11 +40,12 @@ SHAPES = [
 
 @pytest.fixture(autouse=True)
 def _needs_hopper() -> Iterator[None]:
-    why_not = hopper_unavailable(torch.device("cuda"))
-    if why_not is not None:
-        pytest.skip(f"no Hopper kernel: {why_not}")
+    pytest.importorskip("triton", minversion=OLDEST_TRITON, reason="an older Triton has another Gluon")
+    if torch.cuda.get_device_capability() != HOPPER:
+        pytest.skip("the kernel is for compute capability 9.0 alone")
+    # A kernel that does not import, compile or launch falls back but for a warning; here it is what to find.
+    assert hopper_unavailable(torch.device("cuda")) is None
     yield
-    # A launch that failed falls back silently but for a warning; here it is the thing to find.
     assert hopper_unavailable(torch.device("cuda")) is None
 
 
@@ -70,7 +77,7 @@ def test_sweep(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     scale = 1 / math.sqrt(shape[-1])
     check(out, entropy, q, k, v, None, scale)
     exact = attention_entropy_reference(q.double(), k.double(), v.double(), None, scale)[1]
-    assert float((entropy - exact).abs().max()) < 1e-5
+    assert float((entropy - exact).abs().max()) < ENTROPY_ERROR
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -119,7 +126,7 @@ def test_cosine_attention(size: int, dtype: torch.dtype) -> None:
     # bound of `check`, the error of entropies that are all nearly 0, has no room for.
     # The bound here is absolute instead; an emulation in float32 gave 2.6e-6, no GPU has said anything yet.
     exact = attention_entropy_reference(q.double(), k.double(), v.double(), None, 50.0)[1]
-    assert float((entropy - exact).abs().max()) < 1e-5
+    assert float((entropy - exact).abs().max()) < ENTROPY_ERROR
     check(out, exact.float(), q, k, v, None, 50.0)
 
 
@@ -130,7 +137,7 @@ def test_constant_keys(keys: int, size: int, dtype: torch.dtype) -> None:
     q, k, v = operands((2, 4, 4, 200, keys, size), dtype)
     k = k[:, :, :1].repeat(1, 1, keys, 1)
     out, entropy = attend(q, k, v)
-    torch.testing.assert_close(entropy, torch.full_like(entropy, math.log(keys)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(entropy, torch.full_like(entropy, math.log(keys)), rtol=LOGARITHM_ERROR, atol=0)
     check(out, entropy, q, k, v, None, 1 / math.sqrt(size))
 
 
@@ -162,8 +169,16 @@ def test_infinite_keys(value: float, key: int, dtype: torch.dtype) -> None:
     exact_out, exact_entropy = attention_entropy_reference(q.double(), k.double(), v.double(), None, 0.125)
     assert torch.equal(entropy.isnan(), exact_entropy.isnan())
     assert torch.equal(out.isnan(), exact_out.isnan())
-    torch.testing.assert_close(entropy.double(), exact_entropy, rtol=0, atol=1e-5, equal_nan=True)
-    torch.testing.assert_close(out.double(), exact_out, rtol=2e-2, atol=2e-3, equal_nan=True)
+    for head in range(4):
+        # A key of -inf or NaN has no plain computation to compare with; its finite rows are those without it.
+        rows = exact_entropy[0, head].isfinite()
+        attended = k[0, head].isfinite().all(-1)
+        one = slice(head, head + 1)
+        if rows.any():
+            check(
+                out[:, one, rows], entropy[:, one, rows], q[:, one, rows], k[:, one, attended],
+                v[:, one, attended], None, 0.125,
+            )  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
