@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import toprovar_compiler
 from benchmarks.measure import environment
 from examples.emojivar import load
 from examples.emojivar.prompt_sets import held_out_prompts
+from toprovar_compiler.evaluation.picture_metrics import compare
 
 FLOOR_RATIO = 1e-6
 CANDIDATES: dict[str, dict[str, Any]] = {
@@ -51,14 +52,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 
 def likeness(images: torch.Tensor, dense: torch.Tensor) -> list[tuple[float, float]]:
     """(SSIM, PSNR in dB) of each picture [3, H, W] in [0, 1] to its dense one."""
-    pairs = zip(images.cpu().float().numpy(), dense.cpu().float().numpy(), strict=True)
-    return [
-        (
-            float(structural_similarity(d, i, channel_axis=0, data_range=1.0)),
-            float(peak_signal_noise_ratio(d, i, data_range=1.0)),
-        )
-        for i, d in pairs
-    ]
+    records = compare(images.float().clamp(0, 1), dense.float().clamp(0, 1), foreground=None)
+    return [(record["ssim"], -10 * math.log10(record["mse"])) for record in records]
 
 
 def paint(model: Any, prompts: list[str], seeds: int) -> torch.Tensor:

@@ -27,9 +27,9 @@ def _ratio_in_whole_numbers(values: list[int]) -> float:
     return sum(value < mean for value in values) / len(values)
 
 
-def _depth_by_hand(ratios: list[float], tau: float, crossing: Crossing, floor: int) -> int:
+def _depth_by_hand(ratios: list[float], tau: float, crossing: Crossing) -> int:
     for scale, ratio in enumerate(ratios):
-        if scale >= floor and (ratio >= tau if crossing == "at-least" else ratio <= tau):
+        if ratio >= tau if crossing == "at-least" else ratio <= tau:
             return scale
     return len(ratios)
 
@@ -91,16 +91,15 @@ def test_ratio_refuses_what_is_no_map(entropy: Tensor, words: str) -> None:
     ratios=_ratios,
     tau=st.sampled_from([0.0, 0.3, 0.4, 0.45, 1.0]),
     crossing=st.sampled_from(CROSSINGS),
-    floor=st.integers(0, 9),
 )
 def test_depth_is_the_first_scale_that_reaches_tau(
-    ratios: list[float], tau: float, crossing: Crossing, floor: int
+    ratios: list[float], tau: float, crossing: Crossing
 ) -> None:
     rho = torch.tensor([ratios], dtype=torch.float64)
-    depth = start_depth(rho, tau, crossing, floor)
-    assert depth.tolist() == [_depth_by_hand(ratios, tau, crossing, floor)]
+    depth = start_depth(rho, tau, crossing)
+    assert depth.tolist() == [_depth_by_hand(ratios, tau, crossing)]
     for run in range(1, len(ratios) + 1):
-        assert start_depth(rho[:, :run], tau, crossing, floor).item() == min(int(depth), run)
+        assert start_depth(rho[:, :run], tau, crossing).item() == min(int(depth), run)
 
 
 @_quick
@@ -119,8 +118,8 @@ def test_the_two_directions() -> None:
     rho = torch.tensor([[0.5, 0.45, 0.3, 0.42]])
     assert start_depth(rho, 0.4, "at-least").tolist() == [0]
     assert start_depth(rho, 0.4, "at-most").tolist() == [2]
-    assert start_depth(rho, 0.4, "at-least", floor=2).tolist() == [3]
-    assert start_depth(rho, 0.4, "at-most", floor=3).tolist() == [4]
+    assert start_depth(rho[:, 2:], 0.4, "at-least").tolist() == [1]
+    assert start_depth(rho[:, 3:], 0.4, "at-most").tolist() == [1]
 
 
 @pytest.mark.parametrize("crossing", CROSSINGS)
@@ -144,8 +143,6 @@ def test_depth_refuses_a_tau_out_of_range(tau: float) -> None:
 def test_depth_refuses_other_options() -> None:
     with pytest.raises(OptionError, match="crossing requires 'at-least' or 'at-most', got 'above'"):
         start_depth(torch.zeros(1, 1), 0.4, "above")  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="floor requires a scale of at least 0, got -1"):
-        start_depth(torch.zeros(1, 1), 0.4, floor=-1)
 
 
 @pytest.mark.parametrize("rho", [torch.zeros(3), torch.zeros(3, 0), torch.zeros(3, 2, dtype=torch.int64)])

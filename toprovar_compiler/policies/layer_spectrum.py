@@ -1,4 +1,4 @@
-"""The layer dimension: the principal component ratio of entropy maps, and Global or Detail layers.
+"""The layer dimension: the principal component ratio of entropy maps.
 
 The paper takes the singular values of the entropy map as it is (:func:`raw_spectrum`). Entropies are
 positive and near their mean, so sigma_1 of that is the mean, nearly; :func:`centred_spectrum` takes the
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from toprovar_compiler.errors import KernelInputError, OptionError
+from toprovar_compiler.errors import KernelInputError
 
 # The Gram matrix is squared 4 x 4 times and rescaled before each 4: that gives its power p = 2^16, where
 # iterating on two vectors would take 65536 steps. On n rows or columns, whatever the gaps between singular
@@ -34,13 +34,6 @@ class Spectrum(NamedTuple):
     first: Tensor
     second: Tensor
     ratio: Tensor
-
-
-class LayerKinds(NamedTuple):
-    """Of each layer, bool ``[...]``; layers that are neither are Global. Only Detail layers are pruned."""
-
-    detail: Tensor
-    ambiguous: Tensor
 
 
 def raw_spectrum(maps: Tensor) -> Spectrum:
@@ -73,50 +66,6 @@ def centred_spectrum(maps: Tensor) -> Spectrum:
     above_least = maps.double()
     above_least = above_least - above_least.amin((-2, -1), keepdim=True)
     return _spectrum(maps, above_least - above_least.mean((-2, -1), keepdim=True))
-
-
-def representation_score(ratio: Tensor, beta: float) -> Tensor:
-    """R = exp(-beta (varrho - 1)) of eq. 4: near 1 for Detail layers, near 0 for Global ones.
-
-    Args:
-        ratio: ``[...]`` floating, at least 1; infinity gives 0 and NaN gives NaN.
-        beta: finite, above 0.
-
-    Returns:
-        ``[...]`` of the ratio's dtype.
-
-    Raises:
-        OptionError: beta is out of range.
-    """
-    if not (beta > 0.0 and math.isfinite(beta)):
-        raise OptionError(f"beta requires a finite number above 0, got {beta}; larger ones keep more layers")
-    return torch.exp(-beta * (ratio - 1.0))
-
-
-def classify(score: Tensor, boundary: float, band: float) -> LayerKinds:
-    """Global and Detail layers by R (section 4), with the band of ambiguous ones (A.3.2, A.5.4).
-
-    A layer is Detail where ``R > boundary + band``, Global where ``R < boundary - band``, and ambiguous in
-    between or where R is NaN: then it is kept as a Global one is. The paper states no boundary.
-
-    Args:
-        score: R ``[...]`` floating, from :func:`representation_score`.
-        boundary: in (0, 1).
-        band: at least 0, and such that some score is Detail and some Global.
-
-    Raises:
-        OptionError: boundary or band is out of range.
-    """
-    if not 0.0 < boundary < 1.0:
-        raise OptionError(f"boundary requires a number in (0, 1), got {boundary}; it parts scores of eq. 4")
-    widest = min(boundary, 1.0 - boundary)
-    if not 0.0 <= band < widest:
-        raise OptionError(
-            f"band requires a number in [0, {widest:g}) around the boundary {boundary}, got {band}; "
-            "a wider one would leave no layer Global or none Detail"
-        )
-    detail = score > boundary + band
-    return LayerKinds(detail, ~(detail | (score < boundary - band)))
 
 
 def _spectrum(maps: Tensor, matrices: Tensor) -> Spectrum:

@@ -53,37 +53,37 @@ def low_entropy_ratio(entropy: Tensor) -> Tensor:
     return torch.where(total.squeeze(-1).isfinite(), ratio, math.nan)
 
 
-def start_depth(rho: Tensor, tau: float, crossing: Crossing = "at-least", floor: int = 0) -> Tensor:
-    """D of each sample, the first scale from ``floor`` on whose rho_s reaches tau (section 4, eq. 13).
+def start_depth(rho: Tensor, tau: float, crossing: Crossing = "at-least") -> Tensor:
+    """D of each sample, the first scale whose rho_s reaches tau (section 4, eq. 13).
 
     Given the scales that ran so far it answers for those: the depth of the first ``t`` scales is
     ``min(D, t)``. rho_D is known once scale D has run, so what runs next, scale D + 1, is the first that can
     be pruned as a whole; A.5.1 prunes the scales after D, while eq. 6 also prunes scale D.
 
     Args:
-        rho: ``[B, S]`` floating, one row per sample, scales in the order in which they run, from 0 on.
+        rho: ``[B, S]`` floating, one row per sample, scales in the order in which they run. Leave out
+            those of few tokens, which reach tau by chance.
         tau: threshold in [0, 1], about 0.4 in the paper.
         crossing: the direction of the threshold.
-        floor: scales before this one are left out: those of few tokens reach tau by chance.
 
     Returns:
         ``[B]`` int64: D, or S where no scale reaches tau (the fallback of A.5.4: no scale is pruned).
 
     Raises:
         KernelInputError: rho is not floating, not of rank 2 or has no scales.
-        OptionError: tau, crossing or floor is out of range.
+        OptionError: tau or crossing is out of range.
     """
     if rho.dim() != 2 or rho.shape[1] < 1 or not rho.dtype.is_floating_point:
         raise KernelInputError(
             f"start_depth requires floating ratios [B, S] of at least one scale, got {list(rho.shape)} of "
             f"{rho.dtype}; stack low_entropy_ratio of each scale in the last dimension"
         )
-    _check_threshold(tau, crossing, floor)
+    _check_threshold(tau, crossing)
     # float64 on both sides: rounded to a lower precision, tau would be reached by ratios that miss it.
     ratios = rho.double()
     reached = ratios >= tau if crossing == "at-least" else ratios <= tau
     scales = torch.arange(rho.shape[1], device=rho.device)
-    return torch.where(reached & (scales >= floor), scales, rho.shape[1]).amin(-1)
+    return torch.where(reached, scales, rho.shape[1]).amin(-1)
 
 
 def batch_depth(depths: Tensor) -> Tensor:
@@ -108,11 +108,9 @@ def batch_depth(depths: Tensor) -> Tensor:
     return depths.amax()
 
 
-def _check_threshold(tau: float, crossing: str, floor: int) -> None:
+def _check_threshold(tau: float, crossing: str) -> None:
     if not 0.0 <= tau <= 1.0:
         raise OptionError(f"tau requires a number in [0, 1], got {tau}; the paper's is about 0.4")
     if crossing not in get_args(Crossing):
         listed = " or ".join(repr(choice) for choice in get_args(Crossing))
         raise OptionError(f"crossing requires {listed}, got {crossing!r}; choose one of them")
-    if floor < 0:
-        raise OptionError(f"floor requires a scale of at least 0, got {floor}; 0 leaves no scale out")
