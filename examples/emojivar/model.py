@@ -108,7 +108,7 @@ class EmojiVAR(nn.Module):
         *,
         seed: int | Sequence[int] = 0,
         guidance: float = 2.0,
-        temperature: float = 1.0,
+        temperature: float = 0.85,
         top_k: int | None = 100,
         greedy_from: int | None = 16,
     ) -> Tensor:

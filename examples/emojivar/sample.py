@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/sample.png"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guidance", type=float, default=2.0)
-    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--temperature", type=float, default=0.85)
     parser.add_argument("--top-k", type=int, default=100)
     parser.add_argument(
         "--greedy-from", type=int, default=16, help="scales of at least this side take the best code"
