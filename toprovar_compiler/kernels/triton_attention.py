@@ -10,6 +10,7 @@ from torch import Tensor
 
 from toprovar_compiler.kernels import triton_kernels as kernels
 from toprovar_compiler.kernels.cpu_attention import attention_entropy_cpu
+from toprovar_compiler.kernels.hopper_attention import attend_on_hopper
 
 # Below this many programs a GPU of the H100's size stands half empty, and the keys are split.
 PROGRAMS_WANTED = 128
@@ -94,6 +95,9 @@ def attention_entropy_triton(
     factor = 1.0 / math.sqrt(head_size) if scale is None else scale
     if factor < 0:
         q, factor = q.neg(), -factor
+    plain = bias is None and tiles is None and splits is None
+    if plain and q.is_cuda and attend_on_hopper(q, k, v, out, entropy, factor):
+        return out, entropy
     block_d, block_dv = _padded(head_size), _padded(value_size)
     if tiles is None:
         tiles = choose_tiles(max(block_d, block_dv), queries, q.dtype)
