@@ -2,8 +2,6 @@
 
 It serves bfloat16 and float16, head sizes 64 and 128, no bias, and operands that the copy engine (TMA) can
 describe, as the models' own `[B, L, H, D]` layouts are. Everything else is the portable kernel's.
-
-Compiled for sm_90 but never run: the op does not call it until `tests/kernels/test_hopper_gpu.py` has passed on a GPU.
 """
 
 from __future__ import annotations
