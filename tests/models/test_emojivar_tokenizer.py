@@ -14,7 +14,7 @@ from examples.emojivar.scenes import make_scenes, render
 from examples.emojivar.tokenizer import down_matrix, up_matrix
 from examples.emojivar.train_tokenizer import reconstruction_psnr
 
-LEAST_PSNR = 36.0  # dB; 37.1 was measured on 360 scenes
+LEAST_PSNR = 31.0  # dB, what the test bed needs for thin masts and eyes; 37.1 was measured on 360 scenes
 
 
 def test_released_tokenizer_keeps_held_out_pictures(released: EmojiVAR, atlas: Atlas) -> None:

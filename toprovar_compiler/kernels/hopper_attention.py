@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from functools import cache
+from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ _KEYS_TO_SPLIT = 2048
 _TMA_ALIGNMENT = 16  # bytes
 _LARGEST_STRIDE = 1 << 40  # bytes
 _MOST_DESCRIPTORS = 4096
-_LOG2_E = 1.4426950408889634
+_LOG2_E = math.log2(math.e)
 
 
 class Plan(NamedTuple):
@@ -47,19 +47,16 @@ PLANS: dict[int, tuple[Plan, ...]] = {
 }
 
 
-class _Memory:
+class _Memory(NamedTuple):
     """What a descriptor needs of a tensor; the tensor itself would be kept alive by the cache."""
 
-    __slots__ = ("address", "dtype")
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.address, self.dtype = tensor.data_ptr(), tensor.dtype
+    address: int
+    dtype: torch.dtype
 
     def data_ptr(self) -> int:
         return self.address
 
 
-_descriptors: dict[tuple[Any, ...], Any] = {}
 _failures: dict[int, str] = {}
 
 
@@ -173,23 +170,17 @@ def descriptor(x: Tensor, rows: int) -> Any:
 
     Making one costs more than launching a kernel, and a model's tensors return to the same addresses.
     """
-    key = (x.data_ptr(), x.dtype, x.shape, x.stride(), rows)
-    found = _descriptors.get(key)
-    if found is None:
-        from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+    return _descriptor(_Memory(x.data_ptr(), x.dtype), x.shape, x.stride(), rows)
 
-        if len(_descriptors) >= _MOST_DESCRIPTORS:
-            _descriptors.clear()
-        # A dimension of length 1 may have any stride; the descriptor wants an aligned one.
-        strides = [
-            x.shape[3] if n == 1 else step for n, step in zip(x.shape[:3], x.stride()[:3], strict=True)
-        ]
-        block = [1, 1, rows, x.shape[3]]
-        found = TensorDescriptor(
-            _Memory(x), list(x.shape), [*strides, 1], block, _tile_layout(rows, x.shape[3])
-        )
-        _descriptors[key] = found
-    return found
+
+@lru_cache(_MOST_DESCRIPTORS)
+def _descriptor(memory: _Memory, shape: torch.Size, stride: tuple[int, ...], rows: int) -> Any:
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    # A dimension of length 1 may have any stride; the descriptor wants an aligned one.
+    strides = [shape[3] if n == 1 else step for n, step in zip(shape[:3], stride[:3], strict=True)]
+    block = [1, 1, rows, shape[3]]
+    return TensorDescriptor(memory, list(shape), [*strides, 1], block, _tile_layout(rows, shape[3]))
 
 
 @cache

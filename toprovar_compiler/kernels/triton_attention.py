@@ -96,7 +96,7 @@ def attention_entropy_triton(
     if factor < 0:
         q, factor = q.neg(), -factor
     plain = bias is None and tiles is None and splits is None
-    if plain and q.is_cuda and attend_on_hopper(q, k, v, out, entropy, factor):
+    if plain and attend_on_hopper(q, k, v, out, entropy, factor):
         return out, entropy
     block_d, block_dv = _padded(head_size), _padded(value_size)
     if tiles is None:
