@@ -42,9 +42,11 @@ def test_generate_writes_a_picture_per_prompt(tmp_path: Path, capsys: pytest.Cap
 def test_pruning_options_reach_the_compiler() -> None:
     given = ["--keep-ratio", ".5,1", "--start-scale", "2", "--scale-threshold", ".4", "--strict"]
     parts = ["--entropy-source", "same-layer", "--restoration", "bypass", "--policy", "toprovar"]
+    parts += ["--calibration", "c.json"]
     arguments = cli.build_parser().parse_args(["generate", "a cat", *given, *parts])
     assert given_options(arguments) == {
         "policy": "toprovar",
+        "calibration": "c.json",
         "keep_ratio": [0.5, 1.0],
         "start_scale": 2,
         "scale_threshold": 0.4,

@@ -17,9 +17,12 @@ from toprovar_compiler import variants
 from toprovar_compiler.cli import EXIT_ERROR, EXIT_OK, main
 from toprovar_compiler.cli_model import paint
 from toprovar_compiler.options import parse_options
+from toprovar_compiler.policies.base import Outcome, Step
+from toprovar_compiler.policies.dense import DensePolicy
 from toprovar_compiler.report.images import AMPLIFIED, RAMP, UNKNOWN, difference, heat_map, small
 from toprovar_compiler.report.markup import Markup, element, markup, table
 from toprovar_compiler.report.painting import Painted, paint_pairs
+from toprovar_compiler.report.recording import Recorder
 
 CPU = torch.device("cpu")
 PROMPTS = ("a cat", "two apples")
@@ -86,6 +89,19 @@ def test_a_pruned_call_has_the_entropy_of_kept_tokens_only(half: Painted) -> Non
     # Nothing was pruned before this scale: its first layer's queries and keys are those of the dense run.
     assert pair.pruned.calls[1, 0].entropy is not None
     torch.testing.assert_close(pair.pruned.calls[1, 0].entropy, pair.dense.calls[1, 0].entropy)
+
+
+def test_the_mean_over_heads_of_the_first_row_is_recorded_at_the_places_that_ran() -> None:
+    recorder, stream = Recorder(DensePolicy()), torch.zeros(2, 9, 4)
+    entropy = torch.arange(24.0).reshape(2, 3, 4).square()
+    kept = torch.tensor([[0, 3, 4, 8], [1, 2, 3, 5]])
+    recorder.observe(Step(2, 1, 9, 5, 2, 1), Outcome(entropy, kept, stream, stream, 9))
+    recorder.observe(Step(2, 2, 9, 5, 2, 1), Outcome(None, None, stream, stream, 14))
+    calls = recorder.take_calls()
+    assert (calls[2, 1].tokens, calls[2, 1].kept, calls[2, 2].entropy) == (9, 4, None)
+    mean = [(a**2 + (a + 4) ** 2 + (a + 8) ** 2) / 3 for a in range(4)]
+    expected = torch.full((9,), torch.nan).index_copy(0, kept[0], torch.tensor(mean))
+    torch.testing.assert_close(calls[2, 1].entropy, expected, equal_nan=True)
 
 
 def test_a_policy_without_entropy_is_asked_for_none() -> None:

@@ -1,4 +1,4 @@
-"""The console script ``toprovar``: demo, generate, report, evaluate, pareto, doctor."""
+"""The console script ``toprovar``: demo, generate, report, evaluate, pareto, calibrate, doctor."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from toprovar_compiler.cli_arguments import (
     add_traceback,
     painting_settings,
 )
+from toprovar_compiler.cli_calibrate import add_calibrate
 from toprovar_compiler.cli_evaluate import add_evaluate, add_pareto
 from toprovar_compiler.cli_report import add_report
 from toprovar_compiler.errors import ToprovarError
@@ -54,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_evaluate(commands.add_parser("evaluate", help="compare policies: quality, FLOPs and speed"))
     add_pareto(commands.add_parser("pareto", help="plot quality over speed of several evaluations"))
+    add_calibrate(commands.add_parser("calibrate", help="learn what may be pruned of a model, and how much"))
     _add_doctor(commands.add_parser("doctor", help="what is installed, what would run where, and why not"))
     return parser
 

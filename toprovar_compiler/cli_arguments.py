@@ -38,6 +38,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="a function that takes device and dtype and gives the model; the working directory is on the "
         "import path (default: %(default)s)",
     )
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where the model runs, in which precision, and the first seed."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, else bfloat16")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: %(default)s)")
@@ -51,6 +56,12 @@ def add_pruning(parser: argparse.ArgumentParser) -> None:
         metavar="RATIO",
         help="share of tokens kept in a pruned block, in (0, 1]: one number, or one per scale (.5,.3,...)",
     )
+    parser.add_argument(
+        "--target-speedup",
+        type=float,
+        metavar="X",
+        help="how many times fewer FLOPs, by the plans of the model's calibration",
+    )
     parser.add_argument("--start-scale", type=int, metavar="S", help="first scale that may be pruned, from 0")
     parser.add_argument(
         "--scale-threshold",
@@ -58,6 +69,7 @@ def add_pruning(parser: argparse.ArgumentParser) -> None:
         metavar="TAU",
         help="start only once so large a share of tokens has an entropy below the mean, in [0, 1]",
     )
+    parser.add_argument("--calibration", metavar="FILE", help="of the model, made by 'toprovar calibrate'")
     parser.add_argument(
         "--entropy-source", choices=get_args(EntropySourceName), help="whose entropy ranks the tokens"
     )
@@ -74,6 +86,13 @@ def add_traceback(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
 
 
+def whole_number(text: str, least: int = 1) -> int:
+    """A number of digits alone, for ``type=``."""
+    if not (text.isascii() and text.isdigit()) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"requires a whole number of at least {least}, got {text!r}")
+    return int(text)
+
+
 def _ratios(text: str) -> float | list[float]:
     try:
         numbers = [float(part) for part in text.split(",")]
@@ -87,8 +106,8 @@ def _ratios(text: str) -> float | list[float]:
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The compiler options that the command line gave, a policy too if it is a single one; toprovar has its
     own defaults for the others."""
-    pruning = ("keep_ratio", "start_scale", "scale_threshold", "entropy_source", "restoration")
-    names = ("policy", *pruning, "strict")
+    pruning = ("start_scale", "scale_threshold", "entropy_source", "restoration")
+    names = ("policy", "calibration", "keep_ratio", "target_speedup", *pruning, "strict")
     given = {name: getattr(arguments, name, None) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 

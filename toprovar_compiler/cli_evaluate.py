@@ -12,6 +12,7 @@ from toprovar_compiler.cli_arguments import (
     add_pruning,
     add_traceback,
     given_options,
+    whole_number,
 )
 from toprovar_compiler.evaluation.variants import split_names
 
@@ -38,7 +39,11 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         help="how many of the suite's held-out prompts, or a text file with one prompt per line",
     )
     parser.add_argument(
-        "--samples", type=_count, default=1, metavar="N", help="pictures per prompt (default: %(default)s)"
+        "--samples",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="pictures per prompt (default: %(default)s)",
     )
     parser.add_argument(
         "--suite",
@@ -47,7 +52,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--batch",
-        type=_count,
+        type=whole_number,
         metavar="N",
         help="pictures at a time (default: 8 on a CPU, 32 on a GPU)",
     )
@@ -76,18 +81,8 @@ def add_pareto(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_pareto)
 
 
-def _count(text: str) -> int:
-    return _whole_number(text, least=1)
-
-
 def _count_or_none(text: str) -> int:
-    return _whole_number(text, least=0)
-
-
-def _whole_number(text: str, least: int) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) < least:
-        raise argparse.ArgumentTypeError(f"requires a whole number of at least {least}, got {text!r}")
-    return int(text)
+    return whole_number(text, least=0)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

@@ -95,7 +95,7 @@ class GraphRuntime:
             results = self._run_variant(("entropy",), (), key, arguments)
         else:
             results = self.dense(*arguments)
-        outcome = self._outcome(results, len(results), None, arguments)
+        outcome = self._outcome(results, len(results), None, arguments, sizes.keys)
         tokens = sizes.tokens * sizes.rows
         due, done = self._sizes.flops_if_dense(key, step.prefix), self._sizes.flops(key)
         work = Work(tokens, tokens, due, done)
@@ -123,7 +123,8 @@ class GraphRuntime:
             name = ("gated", pruned_keys, step.rows_per_sample)
             results = self._run_variant(name, (prune, gate), sizes_key, given)
             index = results[-1]
-        outcome = self._outcome(results, self.returned + self.maps, index, arguments)
+        absent = sizes.tokens - decision.keep if pruned_keys == "absent" else 0
+        outcome = self._outcome(results, self.returned + self.maps, index, arguments, sizes.keys - absent)
         tokens = sizes.tokens * sizes.rows
         due = self._sizes.flops_if_dense(key, step.prefix)
         work = Work(tokens, decision.keep * sizes.rows, due, self._flops_of_pruned(key, decision.keep))
@@ -152,14 +153,14 @@ class GraphRuntime:
         return variant.run(*given)
 
     def _outcome(
-        self, results: Sequence[Any], end: int, index: Tensor | None, arguments: Sequence[Any]
+        self, results: Sequence[Any], end: int, index: Tensor | None, arguments: Sequence[Any], keys: int
     ) -> Outcome:
         maps = results[self.returned : end]
         entropy = torch.stack(list(maps)).mean(0) if len(maps) > 1 else (maps[0] if maps else None)
         stream_out = (
             results[self.stream.result] if self.stream is not None else arguments[self.stream_position]
         )
-        return Outcome(entropy, index, arguments[self.stream_position], stream_out)
+        return Outcome(entropy, index, arguments[self.stream_position], stream_out, keys)
 
     def _flops_of_pruned(self, key: tuple[int, ...], keep: int) -> int:
         keys = self.owner.current_session().options.pruned_keys

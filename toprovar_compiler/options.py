@@ -13,7 +13,7 @@ from toprovar_compiler.errors import OptionError
 from toprovar_compiler.passes.prune_tokens import PrunedKeys
 
 PolicyName = Literal["toprovar", "dense", "fastvar", "skipvar", "fixed-exit", "random", "inverted", "oracle"]
-EntropySourceName = Literal["layer-mean", "same-layer", "last-full-layer"]
+EntropySourceName = Literal["calibrated", "layer-mean", "same-layer", "last-full-layer"]
 RestorationName = Literal["scale-exit", "bypass", "cached-update"]
 Crossing = Literal["at-least", "at-most"]
 
@@ -34,17 +34,23 @@ class Options:
         start_scale: first scale, counted from 0, that may be pruned. None: the last three scales if the
             model states its schedule, else from the first scale of at least 256 tokens.
         keep_ratio: fraction of tokens kept in a pruned block, in (0, 1]; a number, or one per scale (its
-            entries before ``start_scale`` have no effect).
+            entries before ``start_scale`` have no effect). None: what the model's calibration says, or 0.3;
+            then its ``start_scale`` holds too, unless one is given.
+        target_speedup: how many times fewer FLOPs the transformer shall take: the mildest plan of the
+            model's calibration that reaches it sets ``keep_ratio`` and ``start_scale``.
         scale_threshold: tau in [0, 1]: pruning starts after the first scale, from the one before
             ``start_scale`` on, whose share of tokens with an entropy below the scale's mean (eq. 3) reaches
             tau in every sample. None: at ``start_scale``. The policies "fastvar", "skipvar" and "fixed-exit"
             have rules of their own instead.
         scale_crossing: how it is reached, "at-least" (section 4) or "at-most" (eq. 13).
         strict: raise where pruning was due but could not be done, instead of counting a fallback.
-        calibration: reserved for calibration files, which this version does not read.
-        entropy_source: which entropy map ranks the tokens of a scale: the mean over layers of the previous
-            scale's z-scored maps, the same layer's map of the previous scale, or the map of the last layer
-            that ran in full at this scale.
+        calibration: JSON file of the model's calibration, made by ``toprovar calibrate``. None: the one that
+            comes with this package for the model, if there is one.
+        entropy_source: which entropies rank the tokens of a scale: "calibrated", those of all heads of the
+            previous scale, weighted as the calibration says; "layer-mean", the mean over layers of the
+            previous scale's z-scored maps; "same-layer", that layer's map of the previous scale;
+            "last-full-layer", the map of the last layer that ran in full at this scale. None: "calibrated"
+            if there is a calibration for the model, else "layer-mean".
         restoration: what a pruned token becomes: "scale-exit" (pruned in every layer, contributes a zero
             residual code), "bypass" (the residual stream passes through) or "cached-update" (gets the
             layer's update of the previous scale, resized).
@@ -65,11 +71,12 @@ class Options:
     policy: PolicyName = "toprovar"
     start_scale: int | None = None
     keep_ratio: float | Sequence[float] | None = None
+    target_speedup: float | None = None
     scale_threshold: float | None = None
     scale_crossing: Crossing = "at-least"
     strict: bool = False
     calibration: str | None = None
-    entropy_source: EntropySourceName = "layer-mean"
+    entropy_source: EntropySourceName | None = None
     restoration: RestorationName = "scale-exit"
     pruned_keys: PrunedKeys = "absent"
     layer_budgets: Sequence[float] | None = None
@@ -81,7 +88,8 @@ class Options:
 
     def __post_init__(self) -> None:
         _check_choice("policy", self.policy, get_args(PolicyName))
-        _check_choice("entropy_source", self.entropy_source, get_args(EntropySourceName))
+        if self.entropy_source is not None:
+            _check_choice("entropy_source", self.entropy_source, get_args(EntropySourceName))
         _check_choice("restoration", self.restoration, get_args(RestorationName))
         _check_choice("pruned_keys", self.pruned_keys, get_args(PrunedKeys))
         _check_choice("scale_crossing", self.scale_crossing, get_args(Crossing))
@@ -97,13 +105,30 @@ class Options:
             raise OptionError(f"blocks requires a dotted module name or None, got {self.blocks!r}")
         if self.decisions is not None and not isinstance(self.decisions, str):
             raise OptionError(f"decisions requires the path of a JSON file or None, got {self.decisions!r}")
-        if self.calibration is not None:
+        if self.calibration is not None and not isinstance(self.calibration, str):
             raise OptionError(
-                f"calibration={self.calibration!r}: this version reads no calibration files; "
-                "leave it None and set start_scale and keep_ratio"
+                f"calibration requires the path of a JSON file or None, got {self.calibration!r}"
             )
+        self._check_speedup()
         self._check_threshold()
         self._check_ratios()
+
+    def _check_speedup(self) -> None:
+        for _, speedup in _numbered("target_speedup", self.target_speedup):
+            if isinstance(self.target_speedup, Sequence) or speedup < 1:
+                raise OptionError(
+                    f"target_speedup requires one number of at least 1 or None, got {self.target_speedup!r}"
+                )
+        if self.target_speedup is not None and self.keep_ratio is not None:
+            raise OptionError(
+                f"target_speedup={self.target_speedup} requires keep_ratio=None, got {self.keep_ratio!r}: "
+                "each of them sets the budget; leave one out"
+            )
+        if self.target_speedup is not None and self.policy in ("fastvar", "skipvar", "fixed-exit"):
+            raise OptionError(
+                f"target_speedup requires a policy that has plans, got {self.policy!r}; "
+                "set its own options instead, or choose 'toprovar'"
+            )
 
     def _check_threshold(self) -> None:
         for _, tau in _numbered("scale_threshold", self.scale_threshold):
@@ -132,9 +157,9 @@ class Options:
                     "layer_budgets requires restoration='bypass' or 'cached-update', got 'scale-exit', which "
                     "prunes a token in all layers alike; drop one of the two"
                 )
-            if self.entropy_source != "layer-mean":
+            if self.entropy_source in ("same-layer", "last-full-layer"):
                 raise OptionError(
-                    f"restoration='scale-exit' requires entropy_source='layer-mean', "
+                    f"restoration='scale-exit' requires entropy_source='calibrated' or 'layer-mean', "
                     f"got {self.entropy_source!r}: "
                     "its one choice per scale is made before the scale's first layer runs"
                 )

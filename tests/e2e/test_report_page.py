@@ -163,7 +163,7 @@ def test_decisions_and_origin(page: Page) -> None:
     assert set(options) == set(vars(Options()))
     assert options["keep_ratio"] == ["0.5", "given"]
     assert options["restoration"] == ["scale-exit", "default"]
-    assert options["entropy_source"] == ["layer-mean", "default"]
+    assert options["entropy_source"] == ["not set", "default"]
     assert page.text.count("first pruned scale: 2") == len(PROMPTS)
     facts = dict(page.table("Environment"))
     assert facts["torch"] == torch.__version__

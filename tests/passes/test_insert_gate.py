@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.passes.graphs import count, rewritten, run
-from tests.passes.toy_block import B, Block, N, assert_equal, make_inputs, on_kept, typed
+from tests.passes.toy_block import B, Block, H, N, assert_equal, make_inputs, on_kept, typed
 from toprovar_compiler.errors import UnsupportedGraphError
 from toprovar_compiler.kernels.gate import entropy_gate_reference
 from toprovar_compiler.passes.fuse_entropy import FuseEntropy
@@ -53,7 +53,7 @@ def test_the_index_comes_behind_the_entropy_maps() -> None:
     inputs = make_inputs()
     gm = rewritten(typed(Block(), inputs), PruneTokens(), FuseEntropy(), InsertGate(1))
     *_, entropy, index = run(gm, *inputs.values(), _map(B), KEPT, torch.zeros_like(inputs["x"]))
-    assert (entropy.shape, index.shape) == ((B, KEPT), (B, KEPT))
+    assert (entropy.shape, index.shape) == ((B, H, KEPT), (B, KEPT))
     assert (entropy.dtype, index.dtype) == (torch.float64, torch.int64)
 
 

@@ -143,7 +143,7 @@ def test_one_kept_token_is_one_query(keys: PrunedKeys) -> None:
     inputs, index = make_inputs(), INDEX_OF[1]
     gm = rewritten(typed(Block(), inputs), PruneTokens(keys), FuseEntropy())
     stream, k, _, entropy = run(gm, *inputs.values(), index, _base(inputs))
-    assert (stream.shape, entropy.shape) == ((B, N, C), (B, 1))
+    assert (stream.shape, entropy.shape) == ((B, N, C), (B, H, 1))
     assert k.shape == (B, H, CACHED + (1 if keys == "absent" else N), D)
 
 

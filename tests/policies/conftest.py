@@ -11,10 +11,12 @@ import pytest
 import torch
 
 import toprovar_compiler
+from tests.policies.calibrations import calibration
 from tests.toy_generators import ClassVAR, make
 from toprovar_compiler import variants
 from toprovar_compiler.errors import UnsupportedModelError
-from toprovar_compiler.policies.skipvar_decisions import Decisions, fingerprint
+from toprovar_compiler.policies.artifacts import fingerprint
+from toprovar_compiler.policies.skipvar_decisions import Decisions
 from toprovar_compiler.policies.skipvar_fit import constant
 
 Save = Callable[..., str]
@@ -71,3 +73,11 @@ def save(tmp_path: Path) -> Save:
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def calibration_file(model: Any, tmp_path: Path) -> Path:
+    """The shared model's calibration, with random gates."""
+    path = tmp_path / "c.json"
+    calibration(model).save(path)
+    return path

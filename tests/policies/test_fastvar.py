@@ -84,7 +84,7 @@ def test_the_distance_is_the_squared_norm_to_the_mean_token() -> None:
 def _outcome(step: Step, seed: int, kept: Tensor | None = None) -> Outcome:
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.rand(2, 1, step.tokens, 3, generator=generator)
-    return Outcome(None, kept, x, y)
+    return Outcome(None, kept, x, y, step.tokens)
 
 
 def test_the_update_of_the_last_full_scale_is_resized_by_area_and_never_renewed() -> None:

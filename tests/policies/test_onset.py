@@ -28,6 +28,12 @@ def _map(tokens: int, low: int) -> Tensor:
     return torch.cat([torch.zeros(low), torch.ones(tokens - low)])
 
 
+def _heads(entropy: Tensor) -> Tensor:
+    """Two heads [B, 2, N] of which neither has the shares of their mean, ``entropy`` [B, N]."""
+    tilt = torch.arange(entropy.shape[1]) / 4
+    return torch.stack([entropy - tilt, entropy + tilt], 1)
+
+
 def _start(low_of: list[list[int]], samples: int = 1, **options: Any) -> tuple[int | None, list[str]]:
     """The first pruned scale of a generation, and the complaints.
 
@@ -45,15 +51,15 @@ def _start(low_of: list[list[int]], samples: int = 1, **options: Any) -> tuple[i
             if isinstance(decision, Prune):
                 first = scale if first is None else first
                 assert decision.choice is not None
-                entropy, kept = torch.rand(samples, decision.keep), decision.choice.kept
-                policy.observe(step, Outcome(entropy, kept, stream, stream))
+                entropy, kept = torch.rand(samples, 2, decision.keep), decision.choice.kept
+                policy.observe(step, Outcome(entropy, kept, stream, stream, step.prefix + decision.keep))
                 continue
             assert decision.fallback is None
             lows = low_of[scale] if scale < len(low_of) else [1] * samples
             entropy = torch.stack([_map(step.tokens, low) for low in lows])
             assert decision.entropy or scale < 2 or first is not None
             # Maps that were not asked for, as a recorder gets them, must change nothing.
-            policy.observe(step, Outcome(entropy, None, stream, stream))
+            policy.observe(step, Outcome(_heads(entropy), None, stream, stream, step.prefix + step.tokens))
         complaints += policy.complaints()
     return first, complaints
 
@@ -119,7 +125,7 @@ def test_random_tokens_need_entropy_while_they_wait_and_none_afterwards() -> Non
 def test_a_map_that_is_not_finite_reaches_no_threshold() -> None:
     policy = ToprovarPolicy(Options(start_scale=3, scale_threshold=0.0), SCHEDULE)
     step, stream = _step(2, 0, 1), torch.zeros(1, 9, 2)
-    policy.observe(step, Outcome(torch.full((1, 9), torch.nan), None, stream, stream))
+    policy.observe(step, Outcome(torch.full((1, 2, 9), torch.nan), None, stream, stream, 14))
     assert isinstance(policy.decide(_step(3, 0, 1), torch.zeros(1, 16, 2)), Dense)
 
 

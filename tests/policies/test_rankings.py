@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -79,12 +80,13 @@ def test_inverted_keeps_what_toprovar_prunes_first() -> None:
     for name in ("toprovar", "inverted"):
         policy = make_policy(Options(policy=name, start_scale=3, keep_ratio=0.5), SCHEDULE)
         before = _step(2)
-        entropy = torch.rand(SAMPLES, 9, generator=torch.Generator().manual_seed(1))
-        policy.observe(before, Outcome(entropy, None, _stream(before), _stream(before)))
+        heads = torch.rand(SAMPLES, 4, 9, generator=torch.Generator().manual_seed(1))
+        policy.observe(before, Outcome(heads, None, _stream(before), _stream(before), 14))
         decision = policy.decide(_step(3), _stream(_step(3)))
         assert isinstance(decision, Prune)
         assert decision.choice is not None
         kept[name] = decision.choice.kept
+        entropy = torch.tensor([[fmean(column) for column in zip(*h, strict=True)] for h in heads.tolist()])
         grid = F.interpolate(entropy.reshape(SAMPLES, 1, 3, 3), size=(4, 4), mode="nearest").flatten(1)
         order = grid if name == "inverted" else -grid
         assert kept[name].tolist() == [highest(row.tolist(), 8) for row in order]

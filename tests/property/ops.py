@@ -31,9 +31,9 @@ class Env:
     extras: list[object] = field(default_factory=list)
 
     def observe(self, q: Tensor, k: Tensor, scale: float) -> None:
-        """Called with what attention is given: the oracle keeps the entropy [B, Nq], mean over heads."""
+        """Called with what attention is given: the oracle keeps the entropy [B, H, Nq]."""
         if self.entropies is not None:
-            self.entropies.append(softmax_entropy(q, k, scale).mean(1))
+            self.entropies.append(softmax_entropy(q, k, scale))
 
     def __getitem__(self, name: str) -> Tensor:
         return self.inputs[name]

@@ -115,7 +115,7 @@ def _rows_of(whole: Expected, index: Tensor, base: Tensor) -> Expected:
     assert isinstance(first, Tensor)
     rows = torch.arange(index.shape[0])[:, None]
     outputs = [_scattered(base, index, first[rows, index]), *whole.outputs[1:]]
-    return Expected(outputs, [entropy[rows, index] for entropy in whole.entropies])
+    return Expected(outputs, [entropy.mT[rows, index].mT for entropy in whole.entropies])
 
 
 def _scattered(base: Tensor, index: Tensor, kept: object) -> Tensor:

@@ -26,8 +26,9 @@ class Driver:
         """One block call that keeps ``kept`` [samples, K], or everything."""
         step = self.session.enter(1000 + layer, tokens, self.cache + tokens, rows)
         x = torch.zeros(rows, tokens, WIDTH)
-        computed = rows * (tokens if kept is None else kept.shape[1])
-        self.session.leave(step, Outcome(None, kept, x, x), Work(rows * tokens, computed, 2, 1))
+        run = tokens if kept is None else kept.shape[1]
+        outcome = Outcome(None, kept, x, x, self.cache + run)
+        self.session.leave(step, outcome, Work(rows * tokens, rows * run, 2, 1))
         return step
 
     def scale(self, tokens: int, rows: int = 2, kept: Tensor | None = None) -> list[Step]:

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from toprovar_compiler.policies.base import Step
+from toprovar_compiler.policies.base import Outcome, Step
 from toprovar_compiler.policies.entropy_source import LastFullLayer, LayerMean, SameLayer, resize
 
 SAMPLES, LAYERS = 2, 3
+# Entropies are multiples of this, so that sums of a few are exact.
+GRAIN = 2.0**-20
 
 
 def _step(scale: int, layer: int, tokens: int, rows_per_sample: int = 1) -> Step:
@@ -21,7 +23,20 @@ def _step(scale: int, layer: int, tokens: int, rows_per_sample: int = 1) -> Step
 
 def _maps(tokens: int, seed: int = 0, rows: int = SAMPLES) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.rand(rows, tokens, generator=generator, dtype=torch.float64) for _ in range(LAYERS)]
+    return [_grains(rows, tokens, generator) for _ in range(LAYERS)]
+
+
+def _grains(rows: int, tokens: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(1 << 20, (rows, tokens), generator=generator).double() * GRAIN
+
+
+def _outcome(entropy: Tensor | None, kept: Tensor | None = None) -> Outcome:
+    """Of a block with two heads that differ, whose mean is ``entropy`` [B, N], bit for bit."""
+    heads = None
+    if entropy is not None:
+        apart = _grains(*entropy.shape, torch.Generator().manual_seed(7))
+        heads = torch.stack([entropy - apart, entropy + apart], 1)
+    return Outcome(heads, kept, torch.empty(0), torch.empty(0), 20)
 
 
 def _nearest(values: list[float], tokens: int) -> list[float]:
@@ -37,7 +52,7 @@ def _z_scores(values: list[float]) -> list[float]:
 
 def _show_scale(source: SameLayer | LastFullLayer, scale: int, maps: list[Tensor]) -> None:
     for layer, entropy in enumerate(maps):
-        source.observe(_step(scale, layer, entropy.shape[1]), entropy, None)
+        source.observe(_step(scale, layer, entropy.shape[1]), _outcome(entropy))
 
 
 @pytest.mark.parametrize(("old", "new"), [(4, 9), (9, 16), (16, 36), (9, 9), (1, 4), (36, 16)])
@@ -80,7 +95,7 @@ def test_layer_mean_is_one_map_for_all_layers_of_a_scale() -> None:
     source = LayerMean()
     _show_scale(source, 1, _maps(4))
     first = source.scores(_step(2, 0, 9))
-    source.observe(_step(2, 0, 9), _maps(9)[0], None)
+    source.observe(_step(2, 0, 9), _outcome(_maps(9)[0]))
     later = source.scores(_step(2, 1, 9))
     assert first is not None
     assert later is not None
@@ -90,8 +105,8 @@ def test_layer_mean_is_one_map_for_all_layers_of_a_scale() -> None:
 def test_last_full_layer_is_the_map_of_the_same_scale() -> None:
     source, maps = LastFullLayer(), _maps(9)
     assert source.scores(_step(2, 0, 9)) is None
-    source.observe(_step(2, 0, 9), maps[0], None)
-    source.observe(_step(2, 1, 9), maps[1][:, :4], torch.tensor([[0, 1, 2, 3]] * SAMPLES))
+    source.observe(_step(2, 0, 9), _outcome(maps[0]))
+    source.observe(_step(2, 1, 9), _outcome(maps[1][:, :4], torch.tensor([[0, 1, 2, 3]] * SAMPLES)))
     scores = source.scores(_step(2, 2, 9))
     assert scores is not None
     assert torch.equal(scores, maps[0])
@@ -99,7 +114,7 @@ def test_last_full_layer_is_the_map_of_the_same_scale() -> None:
 
 def test_last_full_layer_forgets_at_the_next_scale() -> None:
     source = LastFullLayer()
-    source.observe(_step(2, 0, 9), _maps(9)[0], None)
+    source.observe(_step(2, 0, 9), _outcome(_maps(9)[0]))
     assert source.scores(_step(3, 0, 9)) is None
 
 
@@ -107,8 +122,8 @@ def test_entropies_of_kept_tokens_are_laid_over_the_older_map() -> None:
     source = SameLayer()
     old, new = _maps(4)[0], _maps(2, seed=1)[0]
     kept = torch.tensor([[0, 5], [3, 8]])
-    source.observe(_step(1, 0, 4), old, None)
-    source.observe(_step(2, 0, 9), new, kept)
+    source.observe(_step(1, 0, 4), _outcome(old))
+    source.observe(_step(2, 0, 9), _outcome(new, kept))
     expected = [_nearest(row, 9) for row in old.tolist()]
     for sample in range(SAMPLES):
         for place, value in zip(kept[sample].tolist(), new[sample].tolist(), strict=True):
@@ -120,7 +135,7 @@ def test_entropies_of_kept_tokens_are_laid_over_the_older_map() -> None:
 
 def test_kept_tokens_without_an_older_map_give_no_ranking() -> None:
     source = SameLayer()
-    source.observe(_step(2, 0, 9), _maps(2)[0], torch.tensor([[0, 5], [3, 8]]))
+    source.observe(_step(2, 0, 9), _outcome(_maps(2)[0], torch.tensor([[0, 5], [3, 8]])))
     assert source.scores(_step(3, 0, 9)) is None
 
 
@@ -129,8 +144,8 @@ def test_only_the_first_rows_of_samples_rank(kind: type) -> None:
     guided, plain = kind(), kind()
     maps = _maps(9, rows=2 * SAMPLES)
     for layer, entropy in enumerate(maps):
-        guided.observe(_step(2, layer, 9, 2), entropy, None)
-        plain.observe(_step(2, layer, 9), entropy[:SAMPLES], None)
+        guided.observe(_step(2, layer, 9, 2), _outcome(entropy))
+        plain.observe(_step(2, layer, 9), _outcome(entropy[:SAMPLES]))
     scale = 2 if kind is LastFullLayer else 3
     with_rows, without = guided.scores(_step(scale, 2, 9, 2)), plain.scores(_step(scale, 2, 9))
     assert with_rows.shape == (SAMPLES, 9)
@@ -141,7 +156,7 @@ def test_only_the_first_rows_of_samples_rank(kind: type) -> None:
 def test_maps_that_came_before_the_codes_told_the_rows_of_a_sample_rank_samples(kind: type) -> None:
     source = kind()
     for layer, entropy in enumerate(_maps(4, rows=2 * SAMPLES)):
-        source.observe(Step(0, layer, 4, 0, 2 * SAMPLES, 1), entropy, None)
+        source.observe(Step(0, layer, 4, 0, 2 * SAMPLES, 1), _outcome(entropy))
     assert source.scores(_step(1, 0, 9, 2)).shape == (SAMPLES, 9)
 
 
@@ -155,8 +170,8 @@ def test_nothing_is_left_of_an_earlier_generation(kind: type) -> None:
 
 def test_a_constant_map_adds_nothing_to_the_layer_mean() -> None:
     source, (entropy, *_) = LayerMean(), _maps(9)
-    source.observe(_step(1, 0, 9), entropy, None)
-    source.observe(_step(1, 1, 9), torch.full((SAMPLES, 9), 1.5, dtype=torch.float64), None)
+    source.observe(_step(1, 0, 9), _outcome(entropy))
+    source.observe(_step(1, 1, 9), _outcome(torch.full((SAMPLES, 9), 1.5, dtype=torch.float64)))
     scores = source.scores(_step(2, 0, 9))
     assert scores is not None
     assert scores.argsort().tolist() == entropy.argsort().tolist()
@@ -166,8 +181,8 @@ def test_a_map_that_is_not_finite_is_left_out_of_the_layer_mean_and_complained_a
     source, (entropy, other, _) = LayerMean(), _maps(9)
     broken = other.clone()
     broken[0, 4] = float("nan")
-    source.observe(_step(1, 0, 9), entropy, None)
-    source.observe(_step(1, 1, 9), broken, None)
+    source.observe(_step(1, 0, 9), _outcome(entropy))
+    source.observe(_step(1, 1, 9), _outcome(broken))
     scores = source.scores(_step(2, 0, 9))
     assert scores is not None
     assert scores[0].argsort().tolist() == entropy[0].argsort().tolist()

@@ -31,7 +31,12 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"keep_ratio": [0.5, 0.0]}, r"keep_ratio\[1\] requires a number in \(0, 1\], got 0"),
     ({"keep_ratio": [0.5, math.nan]}, "keep_ratio requires finite numbers, got nan"),
     ({"strict": 1}, "strict requires True or False, got 1"),
-    ({"calibration": "a.json"}, "calibration='a.json'.*leave it None"),
+    ({"calibration": 3}, "calibration requires the path of a JSON file or None, got 3"),
+    ({"target_speedup": 0.5}, r"target_speedup requires one number of at least 1 or None, got 0\.5"),
+    ({"target_speedup": [2.0]}, r"target_speedup requires one number of at least 1 or None, got \[2\.0\]"),
+    ({"target_speedup": math.nan}, "target_speedup requires finite numbers, got nan"),
+    ({"target_speedup": 2, "keep_ratio": 0.5}, r"target_speedup=2 requires keep_ratio=None, got 0\.5"),
+    ({"target_speedup": 2, "policy": "fastvar"}, "requires a policy that has plans, got 'fastvar'"),
     ({"entropy_source": "previous"}, "entropy_source requires one of.*got 'previous'"),
     ({"restoration": "zero"}, "restoration requires one of.*got 'zero'"),
     ({"pruned_keys": "kept"}, "pruned_keys requires one of.*got 'kept'"),
@@ -45,7 +50,11 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"layer_budgets": 0.5, "restoration": "bypass"}, "layer_budgets requires one number per layer, got 0.5"),
     ({"layer_budgets": [1.5], "restoration": "bypass"}, r"layer_budgets\[0\] requires a number in \[0, 1\]"),
     ({"layer_budgets": [1.0]}, "layer_budgets requires restoration='bypass'.*got 'scale-exit'.*drop one"),
-    ({"entropy_source": "same-layer"}, "requires entropy_source='layer-mean'.*got 'same-layer'"),
+    (
+        {"entropy_source": "same-layer"},
+        "requires entropy_source='calibrated' or 'layer-mean'.*got 'same-layer'",
+    ),
+    ({"entropy_source": "last-full-layer"}, "requires entropy_source=.*got 'last-full-layer'"),
 ]
 
 
@@ -66,6 +75,12 @@ def test_option_errors_are_value_errors_for_callers_who_know_nothing_of_toprovar
     assert issubclass(OptionError, (ValueError, ToprovarError))
     with pytest.raises(ValueError, match="keep_ratio"):
         Options(keep_ratio=2)
+
+
+@pytest.mark.parametrize("source", [None, "calibrated", "layer-mean"])
+def test_scale_exit_takes_every_source_that_is_known_before_the_scale(source: Any) -> None:
+    assert Options().entropy_source is None
+    assert Options(entropy_source=source, calibration="c.json").restoration == "scale-exit"
 
 
 @pytest.mark.parametrize("ratio", [1, 1.0, 0.25, Fraction(1, 4), (0.5,) * 5, [0.5] * 5])

@@ -15,7 +15,7 @@ from toprovar_compiler.policies.base import Dense, Outcome, Prune, Step
 from toprovar_compiler.policies.restoration import Bypass, CachedUpdate, ScaleExit
 
 SCHEDULE = (1, 4, 9, 16, 36)
-SAMPLES, WIDTH = 2, 3
+SAMPLES, HEADS, WIDTH = 2, 3, 3
 
 
 def _step(scale: int, layer: int = 0, rows_per_sample: int = 1, tokens: int | None = None) -> Step:
@@ -34,13 +34,18 @@ def _policy(schedule: tuple[int, ...] | None = SCHEDULE, **options: Any) -> Topr
 
 
 def _run_dense(policy: ToprovarPolicy, scale: int, layers: int = 2, seed: int = 0) -> Tensor:
-    """Show the policy a full scale of ``layers`` layers; returns the last entropy map."""
+    """Show the policy a full scale of ``layers`` layers; returns the last entropies [B, H, N]."""
     generator = torch.Generator().manual_seed(seed)
     for layer in range(layers):
         step = _step(scale, layer)
-        entropy = torch.rand(step.rows, step.tokens, generator=generator)
-        policy.observe(step, Outcome(entropy, None, _stream(step), _stream(step, 1)))
+        entropy = torch.rand(step.rows, HEADS, step.tokens, generator=generator)
+        policy.observe(step, _outcome(step, entropy))
     return entropy
+
+
+def _outcome(step: Step, entropy: Tensor | None) -> Outcome:
+    """Of a block that ran in full."""
+    return Outcome(entropy, None, _stream(step), _stream(step, 1), step.prefix + step.tokens)
 
 
 def _prune(policy: ToprovarPolicy, step: Step) -> Prune:
@@ -132,7 +137,9 @@ def test_the_first_layer_of_last_full_layer_runs_in_full_without_being_a_fallbac
 def test_scale_exit_keeps_the_lowest_entropies_in_token_order() -> None:
     policy = _policy(start_scale=3, keep_ratio=0.25)
     entropy = torch.tensor([[4.0, 0.0, 3, 3, 3, 3, 3, 3, 1], [0, 9, 9, 9, 1, 9, 9, 9, 9]])
-    policy.observe(_step(2), Outcome(entropy, None, _stream(_step(2)), _stream(_step(2))))
+    # Two heads of which neither has this order; their mean has.
+    tilt = torch.arange(9.0)
+    policy.observe(_step(2), _outcome(_step(2), torch.stack([entropy - tilt, entropy + tilt], 1)))
     choice = _prune(policy, _step(3)).choice
     assert choice is not None
     # A 4x4 grid reads rows and columns 0, 0, 1, 2 of the 3x3 map. First sample: cell 1 is read by tokens 2
@@ -188,7 +195,7 @@ def test_only_scale_exit_exits_scales() -> None:
 def test_cached_update_adds_what_the_layer_added_at_the_previous_scale() -> None:
     restoration, before = CachedUpdate(3), _step(2, layer=1)
     x, y = _stream(before), _stream(before, 1)
-    restoration.observe(before, Outcome(None, None, x, y))
+    restoration.observe(before, _outcome(before, None))
     stream = _stream(_step(3, layer=1))
     base = restoration.base(_step(3, layer=1), stream)
     assert base is not None
@@ -200,7 +207,7 @@ def test_cached_update_adds_what_the_layer_added_at_the_previous_scale() -> None
 
 def test_cached_update_is_the_layers_own_and_of_this_generation() -> None:
     restoration, before = CachedUpdate(3), _step(2, layer=1)
-    restoration.observe(before, Outcome(None, None, _stream(before), _stream(before, 1)))
+    restoration.observe(before, _outcome(before, None))
     assert restoration.base(_step(3, layer=0), _stream(_step(3))) is None
     restoration.start_generation()
     assert restoration.base(_step(3, layer=1), _stream(_step(3))) is None
@@ -208,5 +215,5 @@ def test_cached_update_is_the_layers_own_and_of_this_generation() -> None:
 
 def test_cached_update_holds_no_stream_that_no_pruned_scale_needs() -> None:
     restoration, early = CachedUpdate(4), _step(2)
-    restoration.observe(early, Outcome(None, None, _stream(early), _stream(early, 1)))
+    restoration.observe(early, _outcome(early, None))
     assert restoration.base(_step(3), _stream(_step(3))) is None

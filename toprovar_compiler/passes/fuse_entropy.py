@@ -14,11 +14,9 @@ from toprovar_compiler.passes.base import source_uuid
 from toprovar_compiler.passes.graph_tools import aten, outputs
 from toprovar_compiler.passes.match_attention import MARK
 
-_ENTROPY_HEAD_AXIS = 1
-
 
 class FuseEntropy:
-    """Marked attention becomes Flash Attention Entropy; its mean over heads is returned too.
+    """Marked attention becomes Flash Attention Entropy; its entropies are returned too.
 
     Before::
 
@@ -28,7 +26,7 @@ class FuseEntropy:
     After::
 
         y, h = toprovar::flash_attention_entropy(q, k, v, bias, scale)             # h: [B, H, Nq] (eq. 2)
-        return ..., mean(h, 1)                                                     # [B, Nq] float32, nats
+        return ..., h                                                              # float32, nats
 
     SDPA is on autocast's list and our op is not, so operands are cast to the dtype that SDPA had.
     One entropy output is appended for each marked attention, in graph order.
@@ -55,8 +53,7 @@ class FuseEntropy:
                 arguments: tuple[Any, ...] = (*cast, attention.mask, attention.scale)
                 both = graph.call_function(torch.ops.toprovar.flash_attention_entropy.default, arguments)
                 out = graph.call_function(operator.getitem, (both, 0))
-                entropy = graph.call_function(operator.getitem, (both, 1))
-                maps.append(graph.call_function(aten.mean.dim, (entropy, [_ENTROPY_HEAD_AXIS])))
+                maps.append(graph.call_function(operator.getitem, (both, 1)))
             attention.node.replace_all_uses_with(out)
             graph.erase_node(attention.node)
         graph.output_node().args = ((*outputs(graph), *maps),)

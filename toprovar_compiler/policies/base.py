@@ -68,12 +68,20 @@ Decision = Dense | Prune
 
 
 class Outcome(NamedTuple):
-    """What a block call gave: entropy [B, N or K], kept [samples, K] or None, stream in and out."""
+    """What a block call gave.
+
+    Attributes:
+        entropy: [B, H, N] in nats, or [B, H, K] of the kept tokens; None where it was not asked for.
+        kept: [samples, K]; None where all tokens ran.
+        stream_in, stream_out: [B, N, C].
+        keys: how many keys a query attended to; those that pruned tokens did not leave are not among them.
+    """
 
     entropy: Tensor | None
     kept: Tensor | None
     stream_in: Tensor
     stream_out: Tensor
+    keys: int
 
 
 class Policy(Protocol):

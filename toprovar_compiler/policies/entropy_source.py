@@ -2,7 +2,8 @@
 
 A layer's own entropy at a scale is known only after its attention ran for all tokens, so the ranking
 uses a map that exists already (NOTES: gap 4 of the paper). Maps are means over heads, float32; a ranking
-uses the first row of each sample (the conditional one under classifier-free guidance), [samples, N].
+uses the first row of each sample (the conditional one under classifier-free guidance), [samples, N]. What
+calibration makes of single heads is in :mod:`toprovar_compiler.policies.calibrated_entropy`.
 """
 
 from __future__ import annotations
@@ -13,25 +14,28 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from toprovar_compiler.policies.base import Step
+from toprovar_compiler.policies.base import Outcome, Step
 from toprovar_compiler.schedule import grid_of
 
 
 class EntropySource(Protocol):
     """Collects entropy maps of what ran, and ranks the tokens of what is to run: lowest scores are kept."""
 
-    reads_entropy: bool
-    """Whether blocks must return their entropy maps."""
-    missing: str | None
-    """Why pruning is not possible where there are no scores; None where that is as it should be."""
+    @property
+    def reads_entropy(self) -> bool:
+        """Whether blocks must return their entropy maps."""
+
+    @property
+    def missing(self) -> str | None:
+        """Why pruning is not possible where there are no scores; None where that is as it should be."""
 
     def start_generation(self) -> None: ...
 
     def scores(self, step: Step) -> Tensor | None:
         """Scores [samples, N] of the step's tokens, or None if there are none yet."""
 
-    def observe(self, step: Step, entropy: Tensor, kept: Tensor | None) -> None:
-        """Entropy [B, N], or [B, K] of the tokens in ``kept`` [samples, K]; first rows of samples first."""
+    def observe(self, step: Step, outcome: Outcome) -> None:
+        """A block ran; with its entropies, or without where they were not asked for."""
 
     def complaints(self) -> list[str]:
         """Reasons, since the last call, why a ranking was not made of what it should be."""
@@ -89,11 +93,13 @@ class SameLayer:
         known = self._previous.get(step.layer)
         return None if known is None else resize(known[: step.samples], step.tokens)
 
-    def observe(self, step: Step, entropy: Tensor, kept: Tensor | None) -> None:
+    def observe(self, step: Step, outcome: Outcome) -> None:
         self._advance(step)
+        if outcome.entropy is None:
+            return
         if self._current is None:
             self._current = _Maps(step.scale, step.tokens)
-        self._current.add(step.layer, entropy, kept)
+        self._current.add(step.layer, outcome.entropy.mean(1), outcome.kept)
 
     def complaints(self) -> list[str]:
         return []
@@ -164,9 +170,9 @@ class LastFullLayer:
     def scores(self, step: Step) -> Tensor | None:
         return None if self._map is None or step.scale != self._scale else self._map[: step.samples]
 
-    def observe(self, step: Step, entropy: Tensor, kept: Tensor | None) -> None:
-        if kept is None:
-            self._scale, self._map = step.scale, entropy
+    def observe(self, step: Step, outcome: Outcome) -> None:
+        if outcome.kept is None and outcome.entropy is not None:
+            self._scale, self._map = step.scale, outcome.entropy.mean(1)
 
     def complaints(self) -> list[str]:
         return []

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from toprovar_compiler.options import Options
-from toprovar_compiler.policies.base import Step
+from toprovar_compiler.policies.base import Outcome, Step
 from toprovar_compiler.policies.scale_depth import batch_depth, low_entropy_ratio, start_depth
 
 
@@ -33,11 +33,11 @@ class Onset:
         """Whether blocks must return their entropy maps for this."""
         return not self._reached
 
-    def observe(self, step: Step, entropy: Tensor) -> None:
-        """Entropy ``[B, N]`` of a block that ran in full, at a scale that may be D."""
-        if self._reached:
+    def observe(self, step: Step, outcome: Outcome) -> None:
+        """Entropies of a block that ran in full, at a scale that may be D."""
+        if self._reached or outcome.entropy is None:
             return
-        own = entropy[: step.samples].double()
+        own = outcome.entropy[: step.samples].double().mean(1)
         self._total = own if self._total is None or self._scale != step.scale else self._total + own
         self._scale = step.scale
 

@@ -10,8 +10,10 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from toprovar_compiler.errors import OptionError
 from toprovar_compiler.options import Options
-from toprovar_compiler.policies.base import Decision, Step
+from toprovar_compiler.policies.base import Decision, Outcome, Step
+from toprovar_compiler.policies.calibration import Calibration
 from toprovar_compiler.policies.edges import sobel_magnitude
+from toprovar_compiler.policies.entropy_source import EntropySource
 from toprovar_compiler.policies.toprovar import ToprovarPolicy
 from toprovar_compiler.schedule import grid_of
 
@@ -25,7 +27,10 @@ class OraclePolicy(ToprovarPolicy):
 
     def __init__(self, options: Options, schedule: tuple[int, ...] | None) -> None:
         self.maps = _Maps()
-        super().__init__(options, schedule, self.maps)
+        super().__init__(options, schedule)
+
+    def make_source(self, calibration: Calibration | None) -> EntropySource:
+        return self.maps
 
     def decide(self, step: Step, stream: Tensor) -> Decision:
         if self.maps.strength is not None:
@@ -95,7 +100,7 @@ class _Maps:
             )
         return None if grid is None else -adaptive_avg_pool2d(strength, grid).flatten(1)
 
-    def observe(self, step: Step, entropy: Tensor, kept: Tensor | None) -> None:
+    def observe(self, step: Step, outcome: Outcome) -> None:
         """Nothing is learned from entropies."""
 
     def complaints(self) -> list[str]:

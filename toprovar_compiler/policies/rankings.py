@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from toprovar_compiler.options import Options
-from toprovar_compiler.policies.base import Decision, Step
+from toprovar_compiler.policies.base import Decision, Outcome, Step
+from toprovar_compiler.policies.calibration import Calibration
 from toprovar_compiler.policies.entropy_source import EntropySource
-from toprovar_compiler.policies.toprovar import ToprovarPolicy, entropy_source
+from toprovar_compiler.policies.toprovar import ToprovarPolicy
 
 # Odd constants of the splitmix64 generator, as signed 64-bit numbers.
 _STEP, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
@@ -20,8 +21,8 @@ class InvertedPolicy(ToprovarPolicy):
 
     name = "inverted"
 
-    def __init__(self, options: Options, schedule: tuple[int, ...] | None) -> None:
-        super().__init__(options, schedule, _Negated(entropy_source(options)))
+    def make_source(self, calibration: Calibration | None) -> EntropySource:
+        return _Negated(super().make_source(calibration))
 
 
 class RandomPolicy(ToprovarPolicy):
@@ -35,7 +36,10 @@ class RandomPolicy(ToprovarPolicy):
 
     def __init__(self, options: Options, schedule: tuple[int, ...] | None) -> None:
         self._order = _RandomOrder(options.policy_seed)
-        super().__init__(options, schedule, self._order)
+        super().__init__(options, schedule)
+
+    def make_source(self, calibration: Calibration | None) -> EntropySource:
+        return self._order
 
     def decide(self, step: Step, stream: Tensor) -> Decision:
         self._order.device = stream.device
@@ -50,9 +54,13 @@ class _Negated:
 
     def __init__(self, source: EntropySource) -> None:
         self._source = source
-        self.reads_entropy, self.missing = source.reads_entropy, source.missing
+        self.reads_entropy = source.reads_entropy
         self.start_generation = source.start_generation
         self.observe, self.complaints = source.observe, source.complaints
+
+    @property
+    def missing(self) -> str | None:
+        return self._source.missing
 
     def scores(self, step: Step) -> Tensor | None:
         scores = self._source.scores(step)
@@ -89,7 +97,7 @@ class _RandomOrder:
         tokens = torch.arange(step.tokens, device=self.device)
         return (_mix(mixed[:, None] + tokens * _STEP) & (1 << _SCORE_BITS) - 1).float()
 
-    def observe(self, step: Step, entropy: Tensor, kept: Tensor | None) -> None:
+    def observe(self, step: Step, outcome: Outcome) -> None:
         """Nothing is learned from entropies."""
 
     def complaints(self) -> list[str]:

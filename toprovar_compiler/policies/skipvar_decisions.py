@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from toprovar_compiler.errors import ArtifactError
-from toprovar_compiler.schedule import stated_schedule
+from toprovar_compiler.policies.artifacts import fingerprint, numbers, read_artifact
 
 SCHEMA = 1
 KIND = "skipvar-decisions"
@@ -54,7 +52,7 @@ class Decisions:
 
     Attributes:
         model: the model's class, for readers.
-        fingerprint: of the model that this was fitted for, see :func:`fingerprint`.
+        fingerprint: of the model that this was fitted for.
         decision_scale: the scale after whose codes the decision is taken.
         scale_weights: of each scale's codes in the sum that is judged.
         threshold: SSIM to the dense picture that was asked of a label.
@@ -76,15 +74,6 @@ class Decisions:
         """Write the JSON file."""
         content = {"schema": SCHEMA, "kind": KIND, "features": list(FEATURES), **asdict(self)}
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Tells architectures apart: class, schedule, and the names and shapes of all weights; not their values,
-    which differ in every dtype and on every device."""
-    digest = hashlib.sha256(f"{type(model).__name__} {stated_schedule(model)}\n".encode())
-    for name, weight in sorted(model.named_parameters()):
-        digest.update(f"{name} {tuple(weight.shape)}\n".encode())
-    return digest.hexdigest()
 
 
 def decisions_for(model: nn.Module, schedule: tuple[int, ...], path: str | None) -> Decisions:
@@ -116,15 +105,7 @@ def load_decisions(path: Path) -> Decisions:
     Raises:
         ArtifactError: no such file, damaged, or of another kind or schema.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"decision model {path} requires a JSON file, got {error}; {_REMEDY}") from error
-    head = (content.get("kind"), content.get("schema")) if isinstance(content, dict) else None
-    if head != (KIND, SCHEMA):
-        raise ArtifactError(
-            f"decision model {path} requires kind {KIND!r} of schema {SCHEMA}, got {head}; {_REMEDY}"
-        )
+    content = read_artifact(path, KIND, SCHEMA, "decision model", _REMEDY)
     try:
         return _decisions(content)
     except (KeyError, TypeError, ValueError) as error:
@@ -134,7 +115,7 @@ def load_decisions(path: Path) -> Decisions:
 def _decisions(content: dict[str, Any]) -> Decisions:
     if content["features"] != list(FEATURES):
         raise ValueError(f"features {content['features']}")
-    weights = _numbers(content["scale_weights"])
+    weights = numbers(content["scale_weights"])
     scale = int(content["decision_scale"])
     if not 1 <= scale < len(weights) - 1:
         raise ValueError(f"decision_scale {scale} of {len(weights)} scales")
@@ -143,7 +124,7 @@ def _decisions(content: dict[str, Any]) -> Decisions:
         fingerprint=str(content["fingerprint"]),
         decision_scale=scale,
         scale_weights=weights,
-        threshold=_numbers([content["threshold"]])[0],
+        threshold=numbers([content["threshold"]])[0],
         samples=int(content["samples"]),
         skip=_regression(content["skip"]),
         replace=_regression(content["replace"]),
@@ -152,10 +133,10 @@ def _decisions(content: dict[str, Any]) -> Decisions:
 
 def _regression(content: dict[str, Any]) -> Regression:
     made = Regression(
-        centre=_numbers(content["centre"], len(FEATURES)),
-        spread=_numbers(content["spread"], len(FEATURES)),
-        weights=_rows(content["weights"], lambda row: _numbers(row, len(FEATURES))),
-        bias=_numbers(content["bias"], MOST_SCALES + 1),
+        centre=numbers(content["centre"], len(FEATURES)),
+        spread=numbers(content["spread"], len(FEATURES)),
+        weights=_rows(content["weights"], lambda row: numbers(row, len(FEATURES))),
+        bias=numbers(content["bias"], MOST_SCALES + 1),
     )
     if min(made.spread) <= 0:
         raise ValueError(f"spread {made.spread}")
@@ -166,10 +147,3 @@ def _rows(items: Sequence[Any], read: Callable[[Any], tuple[float, ...]]) -> tup
     if len(items) != MOST_SCALES + 1:
         raise ValueError(f"{len(items)} classes")
     return tuple(read(item) for item in items)
-
-
-def _numbers(items: Sequence[Any], count: int | None = None) -> tuple[float, ...]:
-    numbers = tuple(float(item) for item in items)
-    if not numbers or not all(map(math.isfinite, numbers)) or count not in (None, len(numbers)):
-        raise ValueError(f"numbers {items}")
-    return numbers

@@ -26,13 +26,13 @@ from toprovar_compiler.cli_arguments import EXIT_ERROR, EXIT_OK, add_model
 from toprovar_compiler.cli_model import load_model, paint
 from toprovar_compiler.cli_progress import Progress
 from toprovar_compiler.errors import OptionError, ToprovarError, UnsupportedModelError
+from toprovar_compiler.policies.artifacts import fingerprint
 from toprovar_compiler.policies.skipvar import SkipvarPolicy
 from toprovar_compiler.policies.skipvar_decisions import (
     FEATURES,
     MOST_SCALES,
     Decisions,
     Regression,
-    fingerprint,
 )
 from toprovar_compiler.schedule import stated_schedule
 

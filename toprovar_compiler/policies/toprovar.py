@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from toprovar_compiler.errors import ArtifactError
 from toprovar_compiler.kernels import ops  # noqa: F401  (registers toprovar::entropy_gate)
 from toprovar_compiler.options import Options
 from toprovar_compiler.policies.base import BasePolicy, Choice, Decision, Dense, Outcome, Prune, Step
 from toprovar_compiler.policies.budget import Budget
+from toprovar_compiler.policies.calibrated_entropy import CalibratedEntropy
+from toprovar_compiler.policies.calibration import Calibration, calibration_for
 from toprovar_compiler.policies.entropy_source import EntropySource, LastFullLayer, LayerMean, SameLayer
 from toprovar_compiler.policies.onset import Onset
 from toprovar_compiler.policies.restoration import Bypass, CachedUpdate, Restoration, ScaleExit
@@ -25,21 +28,48 @@ class ToprovarPolicy(BasePolicy):
 
     Pruning may start where :class:`~toprovar_compiler.policies.onset.Onset` says so, from eq. 3.
     The budget is :class:`~toprovar_compiler.policies.budget.Budget`'s; which tokens are kept is the order of
-    the source's scores, by default the entropy's (eq. 5). Policies that differ in the ranking alone give
+    the source's scores: of the importance that a calibration of the model predicts from the entropies of
+    single heads, or without one the entropy's own (eq. 5). Policies that differ in the ranking alone give
     another source.
     """
 
     name = "toprovar"
 
-    def __init__(
-        self, options: Options, schedule: tuple[int, ...] | None, source: EntropySource | None = None
-    ) -> None:
-        self.options, self.budget = options, Budget(options, schedule)
+    def __init__(self, options: Options, schedule: tuple[int, ...] | None) -> None:
+        self._schedule, self._asked = schedule, options
+        self._set_up(options, None)
+
+    def meet(self, model: nn.Module) -> None:
+        """Read the model's calibration, if there is one.
+
+        Raises:
+            ArtifactError: the calibration that was asked for is missing, damaged or of another model.
+        """
+        calibration = calibration_for(model, self._schedule, self._asked.calibration)
+        if calibration is not None:
+            self._set_up(calibration.complete(self._asked), calibration)
+        elif self.options.entropy_source == "calibrated" or self.options.target_speedup is not None:
+            asking = "target_speedup" if self.options.target_speedup is not None else "entropy_source"
+            raise ArtifactError(
+                f"{asking}={getattr(self.options, asking)!r} requires a calibration for "
+                f"{type(model).__name__}, got none: none comes with toprovar; make one with 'toprovar "
+                "calibrate', and pass calibration=FILE"
+            )
+
+    def _set_up(self, options: Options, calibration: Calibration | None) -> None:
+        self.options, self.budget = options, Budget(options, self._schedule)
         self.onset = Onset(options)
-        self.source = source if source is not None else entropy_source(options)
+        self.source = self.make_source(calibration)
         self.restoration = _restoration(options, self.budget.first_scale)
         self.exits_scales = self.restoration.exits_scales
         self._chosen: tuple[int, Choice] | None = None
+
+    def make_source(self, calibration: Calibration | None) -> EntropySource:
+        """What ranks the tokens, given the model's calibration if there is one."""
+        name = self.options.entropy_source
+        if calibration is not None and name in (None, "calibrated"):
+            return CalibratedEntropy(calibration.gates)
+        return _SOURCES["layer-mean" if name in (None, "calibrated") else name]()
 
     def start_generation(self) -> None:
         self.source.start_generation()
@@ -66,11 +96,11 @@ class ToprovarPolicy(BasePolicy):
         return Prune(keep, base, choice=None, entropy=scores)
 
     def observe(self, step: Step, outcome: Outcome) -> None:
-        if outcome.entropy is not None:
-            self.source.observe(step, outcome.entropy, outcome.kept)
-            # Scales before the floor have few tokens, and reach a threshold by chance.
-            if outcome.kept is None and self.budget.leads_to_pruning(step):
-                self.onset.observe(step, outcome.entropy)
+        self.source.observe(step, outcome)
+        # Scales before the floor have few tokens, and reach a threshold by chance.
+        full = outcome.entropy is not None and outcome.kept is None
+        if full and self.budget.leads_to_pruning(step):
+            self.onset.observe(step, outcome)
         self.restoration.observe(step, outcome)
 
     def complaints(self) -> list[str]:
@@ -90,11 +120,6 @@ class ToprovarPolicy(BasePolicy):
 
     def _no_scores(self) -> Dense:
         return self._dense(fallback=self.source.missing)
-
-
-def entropy_source(options: Options) -> EntropySource:
-    """The source of entropy maps that ``options.entropy_source`` names."""
-    return _SOURCES[options.entropy_source]()
 
 
 def _restoration(options: Options, first_scale: int | None) -> Restoration:

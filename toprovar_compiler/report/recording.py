@@ -91,7 +91,7 @@ def _first_row(step: Step, outcome: Outcome) -> Tensor | None:
     """The entropy of the first batch row, the conditional one under guidance, at all N places."""
     if outcome.entropy is None:
         return None
-    entropy = outcome.entropy[0].detach().float()
+    entropy = outcome.entropy[0].detach().float().mean(0)
     if outcome.kept is None:
         return entropy
     everywhere = torch.full((step.tokens,), torch.nan, device=entropy.device)

@@ -1,0 +1,51 @@
+"""Toys for ``toprovar calibrate``, in float64 whatever was asked for."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from tests.toy_generators import make
+from tests.toy_painters import PaintingMixingVAR, PaintingVAR
+
+SIDES = (1, 2, 4, 6, 8)
+SCHEDULE = tuple(side * side for side in SIDES)
+LAYERS, HEADS = 3, 4
+
+
+@functools.cache
+def _made(kind: Any, sides: tuple[int, ...] = SIDES) -> Any:
+    return make(kind, dtype=torch.float64, patch_nums=sides)
+
+
+def plain(device: torch.device, dtype: torch.dtype) -> Any:
+    """Scales of 1, 4, 16, 36 and 64 tokens, of which the last two can be pruned, and three blocks."""
+    return _made(PaintingVAR)
+
+
+def mixing(device: torch.device, dtype: torch.dtype) -> Any:
+    """Its blocks mix tokens: they give no entropy."""
+    return _made(PaintingMixingVAR)
+
+
+def small(device: torch.device, dtype: torch.dtype) -> Any:
+    """No scale before the last has 16 tokens."""
+    return _made(PaintingVAR, (1, 2, 3))
+
+
+def two_scales(device: torch.device, dtype: torch.dtype) -> Any:
+    return _made(PaintingVAR, (1, 4))
+
+
+class _Unstated(PaintingVAR):
+    """Its schedule is no sequence of numbers that anybody could know of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_nums = [float(side) for side in self.patch_nums]  # type: ignore[assignment]
+
+
+def unstated(device: torch.device, dtype: torch.dtype) -> Any:
+    return make(_Unstated, dtype=torch.float64)

@@ -1,0 +1,238 @@
+"""Calibration files: what they hold, what is refused, and the budgets that they give."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import toprovar_compiler
+from tests.policies.calibrations import MILD, PLAN, STRONG, calibration
+from tests.toy_generators import ClassVAR, make
+from toprovar_compiler.errors import ArtifactError, OptionError, UnsupportedModelError
+from toprovar_compiler.options import Options
+from toprovar_compiler.policies.calibration import Plan, calibration_for, load_calibration
+
+SCHEDULE = (1, 4, 9, 16, 36)
+
+
+def _change(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_file_gives_back_what_was_saved(model: Any, calibration_file: Path) -> None:
+    made = calibration(model)
+    assert load_calibration(calibration_file) == made
+    assert calibration_for(model, SCHEDULE, str(calibration_file)) == made
+
+
+def test_a_calibration_of_one_plan_is_read_too(model: Any, tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    made = calibration(model, plans=(), record={})
+    made.save(path)
+    assert load_calibration(path) == made
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", '"x"', "NaN", "{}", "[" * 100_000, "\xff\xfe"])
+def test_what_is_no_calibration_file_is_refused(text: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    if text is not None:
+        path.write_text(text, encoding="latin-1")
+    with pytest.raises(ArtifactError, match=r"calibration .*c\.json requires .*; make one with: toprovar "):
+        load_calibration(path)
+
+
+def test_a_file_cut_short_is_refused(calibration_file: Path) -> None:
+    whole = calibration_file.read_bytes()
+    for length in range(0, len(whole) - 2, 97):
+        calibration_file.write_bytes(whole[:length])
+        with pytest.raises(ArtifactError, match="requires a JSON file"):
+            load_calibration(calibration_file)
+
+
+def test_a_folder_is_no_calibration(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="requires a JSON file"):
+        load_calibration(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"kind": "skipvar-decisions"},
+            "requires kind 'toprovar-calibration' of schema 1, got .'skipvar",
+        ),
+        ({"schema": 2}, "of schema 1, got .'toprovar-calibration', 2"),
+        ({"schedule": [1, 4, 9, 16]}, "is damaged"),
+        ({"schedule": [1, 0, 9, 16, 36]}, "is damaged.*schedule"),
+        ({"schedule": []}, "is damaged"),
+        ({"sketch": [float("nan")]}, "is damaged"),
+        ({"gates": {}}, "is damaged.*gates of scales \\[\\]"),
+        ({"gates": []}, "is damaged"),
+        ({"gates": None}, "is damaged"),
+        ({"plan": None}, "is damaged"),
+        ({"plans": 3}, "is damaged"),
+        ({"record": 3}, "is damaged"),
+    ],
+    ids=str,
+)
+def test_a_damaged_file_is_refused_with_the_remedy(
+    changes: dict[str, Any], message: str, calibration_file: Path
+) -> None:
+    _change(calibration_file, lambda content: content.update(changes))
+    with pytest.raises(ArtifactError, match=f"{message}.*; make one with: toprovar calibrate"):
+        load_calibration(calibration_file)
+
+
+@pytest.mark.parametrize(
+    "name", ["model", "fingerprint", "sketch", "schedule", "gates", "plan", "plans", "record"]
+)
+def test_every_part_is_needed(name: str, calibration_file: Path) -> None:
+    _change(calibration_file, lambda content: content.pop(name))
+    with pytest.raises(ArtifactError, match=f"is damaged .*{name}"):
+        load_calibration(calibration_file)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("weights", float("nan")),
+        ("centre", float("inf")),
+        ("weights", None),
+        ("weights", "x"),
+        ("weights", 10**400),
+    ],
+    ids=["nan", "inf", "null", "text", "huge"],
+)
+def test_a_weight_that_is_no_finite_number_is_refused(part: str, value: Any, calibration_file: Path) -> None:
+    _change(calibration_file, lambda content: content["gates"]["2"][part][1].__setitem__(3, value))
+    with pytest.raises(ArtifactError, match="is damaged"):
+        load_calibration(calibration_file)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda gates: gates["2"]["weights"].pop(),
+        lambda gates: gates["2"]["centre"].pop(),
+        lambda gates: gates["2"]["weights"][1].pop(),
+        lambda gates: gates["2"]["centre"][1].pop(),
+        lambda gates: gates["2"].update(weights=[], centre=[]),
+        lambda gates: gates["2"].update(bias=float("nan")),
+        lambda gates: gates["2"].pop("explained"),
+        lambda gates: gates.update({"4": gates["3"]}),
+        lambda gates: gates.update({"-1": gates["3"]}),
+        lambda gates: gates.update({"two": gates["3"]}),
+        lambda gates: gates.update({"2": {**gates["2"], "weights": [[1.0]], "centre": [[1.0]]}}),
+    ],
+    ids=range(11),
+)
+def test_gates_that_do_not_fit_are_refused(change: Any, calibration_file: Path) -> None:
+    _change(calibration_file, lambda content: change(content["gates"]))
+    with pytest.raises(ArtifactError, match="is damaged"):
+        load_calibration(calibration_file)
+
+
+@pytest.mark.parametrize("scale", ["1", "2", "3"])
+def test_every_scale_before_a_pruned_one_needs_a_gate(scale: str, calibration_file: Path) -> None:
+    _change(calibration_file, lambda content: content["gates"].pop(scale))
+    with pytest.raises(ArtifactError, match="is damaged .*plans from scale 2 on with gates of scales"):
+        load_calibration(calibration_file)
+
+
+@pytest.mark.parametrize("place", ["plan", "plans"])
+@pytest.mark.parametrize(
+    "ratios",
+    [
+        [1.0, 1.0, 0.5, 0.5],
+        [1.0, 1.0, 0.5, 0.5, 0.5, 0.5],
+        [1.0, 1.0, 0.0, 0.5, 0.5],
+        [1.0, 1.0, 0.5, 1.5, 0.5],
+        [1.0, 1.0, 0.5, -0.5, 0.5],
+        [0.5, 1.0, 1.0, 1.0, 1.0],
+        [],
+        0.5,
+    ],
+    ids=str,
+)
+def test_plans_that_do_not_fit_are_refused(place: str, ratios: Any, calibration_file: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        plan = content["plan"] if place == "plan" else content["plans"][1]
+        plan["keep_ratio"] = ratios
+
+    _change(calibration_file, change)
+    with pytest.raises(ArtifactError, match="is damaged"):
+        load_calibration(calibration_file)
+
+
+def test_a_plan_starts_at_the_first_scale_that_it_prunes() -> None:
+    assert [plan.start_scale for plan in (MILD, PLAN, STRONG)] == [3, 2, 2]
+    assert Plan(1.0, 1.0, (1.0,) * 5).start_scale == 4, "the last one where none is pruned"
+
+
+def test_a_keep_ratio_that_was_given_is_left_alone(model: Any) -> None:
+    for given in (Options(keep_ratio=0.5), Options(keep_ratio=[0.5] * 5, start_scale=1)):
+        assert calibration(model).complete(given) == given
+
+
+def test_the_plan_is_the_budget_where_none_is_given(model: Any) -> None:
+    made = calibration(model)
+    assert made.complete(Options()) == Options(keep_ratio=PLAN.keep_ratio, start_scale=2)
+    given = {"start_scale": 3, "restoration": "bypass", "entropy_source": "same-layer", "strict": True}
+    assert made.complete(Options(**given)) == Options(**given, keep_ratio=PLAN.keep_ratio)
+
+
+@pytest.mark.parametrize(
+    ("speedup", "plan"),
+    [(1, MILD), (1.25, MILD), (1.26, PLAN), (2, PLAN), (2.01, STRONG), (3.5, STRONG)],
+)
+def test_the_mildest_plan_that_is_fast_enough_is_taken(speedup: float, plan: Any, model: Any) -> None:
+    found = calibration(model).complete(Options(target_speedup=speedup))
+    assert (found.keep_ratio, found.start_scale) == (plan.keep_ratio, plan.start_scale)
+
+
+def test_a_speedup_beyond_all_plans_is_refused(model: Any, under: Any, calibration_file: Path) -> None:
+    message = "target_speedup requires at most 3.50.*got 3.6; ask for less, or calibrate with"
+    with pytest.raises(OptionError, match=message):
+        calibration(model).complete(Options(target_speedup=3.6))
+    with pytest.raises(OptionError, match=message):
+        under(calibration=str(calibration_file), target_speedup=3.6)
+
+
+def test_a_file_of_another_architecture_is_refused_and_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    calibration(make(ClassVAR, depth=4)).save(path)
+    model = make(ClassVAR)
+    with pytest.raises(ArtifactError, match=r"requires the model that it was made for \(ClassVAR, .*got C"):
+        toprovar_compiler.compile(model, calibration=str(path))
+    with pytest.raises(UnsupportedModelError):
+        toprovar_compiler.summary(model)
+
+
+def test_a_file_of_other_weights_is_refused_and_one_of_another_dtype_is_not(
+    tmp_path: Path, model: Any
+) -> None:
+    path = tmp_path / "c.json"
+    made = calibration(make(ClassVAR, seed=1))
+    made.save(path)
+    with pytest.raises(ArtifactError, match="requires the weights that it was made for, got a ClassVAR of "):
+        calibration_for(model, SCHEDULE, str(path))
+    for dtype in (torch.float64, torch.bfloat16):
+        assert calibration_for(make(ClassVAR, seed=1, dtype=dtype), SCHEDULE, str(path)) == made
+
+
+@pytest.mark.parametrize(("name", "value"), [("entropy_source", "calibrated"), ("target_speedup", 2.0)])
+def test_without_a_calibration_the_remedy_is_named(name: str, value: Any) -> None:
+    model = make(ClassVAR)
+    message = f"{name}={value!r} requires a calibration for ClassVAR, got none: .*toprovar calibrate"
+    with pytest.raises(ArtifactError, match=message):
+        toprovar_compiler.compile(model, **{name: value})
+    with pytest.raises(UnsupportedModelError):
+        toprovar_compiler.summary(model)
+    assert toprovar_compiler.compile(model) is model, "one is not needed where none is asked for"

@@ -1,0 +1,116 @@
+"""Chooses how many tokens each scale keeps: the least damage for a given number of FLOPs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from toprovar_compiler.errors import OptionError
+from toprovar_compiler.policies.calibration import Plan
+
+RATIOS = (0.75, 0.5, 0.35, 0.25, 0.15, 0.1)
+"""Keep ratios that are tried."""
+STRENGTHS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
+"""How many times fewer FLOPs a calibration has plans for, as far as its scales allow."""
+MOST_SCALES = 6
+_LEAST_SHARE = 0.02
+
+Damage = Mapping[tuple[int, float], float]
+"""(scale, keep ratio) -> 1 - SSIM to the dense picture where that scale alone is pruned so."""
+
+
+@dataclass(frozen=True)
+class FlopsModel:
+    """FLOPs of a generation: each scale costs ``per_scale`` (projections of the prompt, say), each token
+    ``per_token``, and ``per_key`` for each key that it attends to.
+
+    Attributes:
+        schedule: tokens of each scale.
+    """
+
+    schedule: tuple[int, ...]
+    per_scale: float
+    per_token: float
+    per_key: float
+
+    @classmethod
+    def of(cls, schedule: Sequence[int], flops: Mapping[int, int]) -> FlopsModel:
+        """From the dense FLOPs of each scale, at least three of them."""
+        keys = list(itertools.accumulate(schedule))
+        scales = sorted(flops)
+        rows = [[1.0, schedule[s], schedule[s] * keys[s]] for s in scales]
+        costs = torch.tensor([float(flops[s]) for s in scales], dtype=torch.float64)
+        # Of like sizes, so that nothing is lost in the solution.
+        table = torch.tensor(rows, dtype=torch.float64)
+        largest = table.amax(0)
+        solution = torch.linalg.lstsq(table / largest, costs).solution / largest
+        return cls(tuple(schedule), *solution.tolist())
+
+    def total(self, keep_ratio: Sequence[float]) -> float:
+        """Of a whole generation, where pruned tokens leave no keys."""
+        total, keys = 0.0, 0
+        for tokens, ratio in zip(self.schedule, keep_ratio, strict=True):
+            kept = round(tokens * ratio)
+            keys += kept
+            total += self.per_scale + kept * (self.per_token + self.per_key * keys)
+        return total
+
+    def times_fewer(self, keep_ratio: Sequence[float]) -> float:
+        """Than those of a dense generation."""
+        return self.total([1.0] * len(self.schedule)) / self.total(keep_ratio)
+
+
+def scales_worth_pruning(flops: FlopsModel, gates: Mapping[int, object]) -> list[int]:
+    """Scales that a gate ranks and that hold at least 2 % of the FLOPs; the last six of them."""
+    dense = [1.0] * len(flops.schedule)
+    found = []
+    for scale, tokens in enumerate(flops.schedule):
+        without = [*dense[:scale], 1 / tokens, *dense[scale + 1 :]]
+        if scale - 1 in gates and 1 - flops.total(without) / flops.total(dense) >= _LEAST_SHARE:
+            found.append(scale)
+    return found[-MOST_SCALES:]
+
+
+class Planner:
+    """All combinations of the ratios that were tried; the damage of one is the sum of its scales'.
+
+    Args:
+        flops: of the model.
+        damage: of every ratio in :data:`RATIOS` at every scale that may be pruned.
+    """
+
+    def __init__(self, flops: FlopsModel, damage: Damage) -> None:
+        scales = sorted({scale for scale, _ in damage})
+        self._plans: list[Plan] = []
+        for ratios in itertools.product((1.0, *RATIOS), repeat=len(scales)):
+            chosen = dict(zip(scales, ratios, strict=True))
+            keep = tuple(chosen.get(scale, 1.0) for scale in range(len(flops.schedule)))
+            harm = sum(damage[scale, ratio] for scale, ratio in chosen.items() if ratio < 1)
+            self._plans.append(Plan(flops.times_fewer(keep), 1 - harm, keep))
+
+    def fastest(self, least_ssim: float) -> Plan:
+        """The plan of fewest FLOPs whose expected SSIM is at least that."""
+        return max((plan for plan in self._plans if plan.ssim >= least_ssim), key=lambda p: p.times_fewer)
+
+    def best(self, times_fewer: float) -> Plan:
+        """The plan of the highest expected SSIM among those with at least so many times fewer FLOPs.
+
+        Raises:
+            OptionError: no plan has so few.
+        """
+        found = [plan for plan in self._plans if plan.times_fewer >= times_fewer]
+        if not found:
+            most = max(plan.times_fewer for plan in self._plans)
+            raise OptionError(
+                f"--target-speedup requires at most {most:.2f} for this model's schedule, got {times_fewer}; "
+                "ask for less"
+            )
+        return max(found, key=lambda plan: plan.ssim)
+
+    def menu(self) -> tuple[Plan, ...]:
+        """The best plan of each of :data:`STRENGTHS` that the scales allow."""
+        most = max(plan.times_fewer for plan in self._plans)
+        return tuple(self.best(strength) for strength in STRENGTHS if strength <= most)

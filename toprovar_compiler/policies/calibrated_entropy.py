@@ -1,0 +1,104 @@
+"""Ranks tokens by what calibration learned of the entropies of single heads and layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from toprovar_compiler.policies.base import Outcome, Step
+from toprovar_compiler.policies.calibration import Gate
+from toprovar_compiler.policies.entropy_source import resize
+
+
+class CalibratedEntropy:
+    """The importance that the previous scale's entropies predict, see :class:`Gate`; most important kept.
+
+    Low entropy means "important" in some heads and "unimportant" in others, so that their mean says little:
+    the calibrated weights have signs (docs/decisions/0007). A token that did not run keeps what an earlier
+    scale predicted of its place. One ranking for all layers of a scale, per sample: a picture is ranked in a
+    batch as it is alone.
+    """
+
+    reads_entropy = True
+
+    def __init__(self, gates: Mapping[int, Gate]) -> None:
+        self._gates = gates
+        self._tensors: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+        self._finite: Tensor | None = None
+        self.start_generation()
+
+    def start_generation(self) -> None:
+        self._step: Step | None = None
+        self._maps: dict[int, Tensor] = {}
+        self._kept: Tensor | None = None
+        self._keys = 0
+        self._importance: Tensor | None = None
+        self.missing: str | None = "no entropy map of an earlier scale that the calibration has a gate for"
+
+    def scores(self, step: Step) -> Tensor | None:
+        self._advance(step)
+        return None if self._importance is None else self._resized(-self._importance.float(), step.tokens)
+
+    def observe(self, step: Step, outcome: Outcome) -> None:
+        self._advance(step)
+        if outcome.entropy is None or step.scale not in self._gates:
+            return
+        self._step, self._kept, self._keys = step, outcome.kept, outcome.keys
+        self._maps[step.layer] = outcome.entropy[: step.samples]
+
+    def complaints(self) -> list[str]:
+        finite, self._finite = self._finite, None
+        if finite is None or bool(finite):
+            return []
+        return ["an entropy map was not finite: it was left out of the ranking"]
+
+    def _advance(self, step: Step) -> None:
+        """At a new scale: predict from all layers of the scale that ended."""
+        ended = self._step
+        if ended is None or ended.scale == step.scale:
+            return
+        maps, self._maps, self._step = self._maps, {}, None
+        gate = self._gates[ended.scale]
+        found = {tuple(entropy.shape[1:]) for entropy in maps.values()}
+        if len(maps) != len(gate.weights) or len(found) != 1 or found.pop()[0] != len(gate.weights[0]):
+            heads = sorted({entropy.shape[1] for entropy in maps.values()})
+            self.missing = (
+                f"the calibration requires entropies of {len(gate.weights)} layers of {len(gate.weights[0])} "
+                f"heads over the same tokens, got {len(maps)} layers of {heads} heads"
+            )
+            self._importance = None
+            return
+        self._importance = self._predict(ended, [maps[layer] for layer in sorted(maps)])
+
+    def _predict(self, ended: Step, maps: list[Tensor]) -> Tensor | None:
+        stacked = torch.stack(maps, 1) / math.log(max(self._keys, 2))  # [samples, L, H, n]
+        weights, centre = self._on(ended.scale, stacked.device)
+        distance = stacked.double() - centre
+        finite = distance.isfinite()
+        self._finite = finite.all() if self._finite is None else self._finite & finite.all()
+        # float64, so that the order of a picture's tokens does not depend on the batch that it is in
+        predicted = (torch.where(finite, distance, 0.0) * weights).sum((1, 2)) + self._gates[ended.scale].bias
+        if self._kept is None:
+            return predicted
+        older = None if self._importance is None else self._resized(self._importance, ended.tokens)
+        return None if older is None else older.scatter(-1, self._kept, predicted)
+
+    def _resized(self, importance: Tensor, tokens: int) -> Tensor | None:
+        resized = resize(importance, tokens)
+        if resized is None:
+            self.missing = "no square token grid"
+        return resized
+
+    def _on(self, scale: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Weights and centres ``[L, H, 1]`` float64 on the device."""
+        if (scale, device) not in self._tensors:
+            gate = self._gates[scale]
+            weights, centre = (
+                torch.tensor(rows, dtype=torch.float64, device=device)[..., None]
+                for rows in (gate.weights, gate.centre)
+            )
+            self._tensors[scale, device] = weights, centre
+        return self._tensors[scale, device]
