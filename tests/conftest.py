@@ -35,6 +35,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _first_generations_prune() -> Iterator[None]:
+    """Without a calibration the first generation of a model is one to learn from, and runs in full.
+
+    Tests of how tokens are pruned paint once, so for them models without a calibration rank by the mean
+    entropy of all layers. What the default does is shown by ``tests/policies/test_online_entropy.py``.
+    """
+    from toprovar_compiler.policies import toprovar
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toprovar, "UNCALIBRATED", "layer-mean")
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_code() -> Iterator[None]:
     """Dynamo keeps graphs per code object, up to a limit that one test module must not use up for others."""

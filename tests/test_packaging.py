@@ -104,6 +104,7 @@ def test_wheel_is_pure_and_complete(wheel: Path) -> None:
     data = {str(path.relative_to(ROOT)) for path in kernels if path.suffix in (".cpp", ".h")}
     data.add("toprovar_compiler/py.typed")
     data.add("toprovar_compiler/policies/decisions/emojivar.json")  # what policy="skipvar" reads
+    data.add("toprovar_compiler/policies/calibrations/emojivar.json")  # what policy="toprovar" reads
     licences = {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE"}
     assert modules | licences | data <= names
     assert "toprovar_compiler/kernels/ops.py" in modules

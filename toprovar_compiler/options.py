@@ -13,7 +13,7 @@ from toprovar_compiler.errors import OptionError
 from toprovar_compiler.passes.prune_tokens import PrunedKeys
 
 PolicyName = Literal["toprovar", "dense", "fastvar", "skipvar", "fixed-exit", "random", "inverted", "oracle"]
-EntropySourceName = Literal["calibrated", "layer-mean", "same-layer", "last-full-layer"]
+EntropySourceName = Literal["calibrated", "online", "layer-mean", "same-layer", "last-full-layer"]
 RestorationName = Literal["scale-exit", "bypass", "cached-update"]
 Crossing = Literal["at-least", "at-most"]
 
@@ -44,13 +44,15 @@ class Options:
             have rules of their own instead.
         scale_crossing: how it is reached, "at-least" (section 4) or "at-most" (eq. 13).
         strict: raise where pruning was due but could not be done, instead of counting a fallback.
-        calibration: JSON file of the model's calibration, made by ``toprovar calibrate``. None: the one that
-            comes with this package for the model, if there is one.
+        calibration: JSON file of the model's calibration, made by ``toprovar calibrate``, for "toprovar" and
+            its controls. None: the one that comes with this package for the model, if there is one.
         entropy_source: which entropies rank the tokens of a scale: "calibrated", those of all heads of the
-            previous scale, weighted as the calibration says; "layer-mean", the mean over layers of the
+            previous scale, weighted as the calibration says; "online", the same, weighted as the first
+            generation teaches, which runs in full; "layer-mean", the mean over layers of the
             previous scale's z-scored maps; "same-layer", that layer's map of the previous scale;
             "last-full-layer", the map of the last layer that ran in full at this scale. None: "calibrated"
-            if there is a calibration for the model, else "layer-mean".
+            if there is a calibration for the model, else "online"; "layer-mean" with ``layer_budgets``, which
+            the first two cannot have.
         restoration: what a pruned token becomes: "scale-exit" (pruned in every layer, contributes a zero
             residual code), "bypass" (the residual stream passes through) or "cached-update" (gets the
             layer's update of the previous scale, resized).
@@ -151,6 +153,11 @@ class Options:
         for position, budget in _numbered("layer_budgets", self.layer_budgets):
             if not 0.0 <= budget <= 1.0:
                 raise OptionError(f"layer_budgets{position} requires a number in [0, 1], got {budget}")
+        if self.layer_budgets is not None and self.entropy_source in ("calibrated", "online"):
+            raise OptionError(
+                f"layer_budgets requires entropy_source='layer-mean', 'same-layer' or 'last-full-layer', got "
+                f"{self.entropy_source!r}, which needs the entropies of all layers over the same tokens"
+            )
         if self.restoration == "scale-exit" and self.policy != "fastvar":
             if self.layer_budgets is not None:
                 raise OptionError(
@@ -159,8 +166,8 @@ class Options:
                 )
             if self.entropy_source in ("same-layer", "last-full-layer"):
                 raise OptionError(
-                    f"restoration='scale-exit' requires entropy_source='calibrated' or 'layer-mean', "
-                    f"got {self.entropy_source!r}: "
+                    "restoration='scale-exit' requires entropy_source='calibrated', 'online' or "
+                    f"'layer-mean', got {self.entropy_source!r}: "
                     "its one choice per scale is made before the scale's first layer runs"
                 )
 
@@ -185,6 +192,23 @@ class Options:
                 f"scale {scale}; give one number, or one for each scale"
             )
         return float(self.keep_ratio[scale])
+
+
+def refuse_without_model(options: Options) -> None:
+    """Check the options of a function that belongs to no model.
+
+    Raises:
+        OptionError: an option is about a model's calibration.
+    """
+    asked = {"calibration": options.calibration, "target_speedup": options.target_speedup}
+    if options.entropy_source == "calibrated":
+        asked["entropy_source"] = options.entropy_source
+    for name, value in asked.items():
+        if value is not None:
+            raise OptionError(
+                f"{name}={value!r} requires a model or a method of one, got a function without a model; "
+                "compile the model, or leave it out"
+            )
 
 
 def parse_options(given: Mapping[str, Any]) -> Options:

@@ -270,7 +270,7 @@ class Session:
         total = self.counters.total()
         if self.options.policy == "dense" or self._warned or not total.tokens_total:
             return
-        if total.tokens_computed < total.tokens_total:
+        if total.tokens_computed < total.tokens_total or self.policy.learning:
             return
         self._warned = True
         reasons = "; ".join(self.counters.fallbacks) or "no scale was due for pruning, or keep_ratio is 1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import re
@@ -23,7 +24,7 @@ from toprovar_compiler.calibration.budgets import (
     Planner,
     scales_worth_pruning,
 )
-from toprovar_compiler.errors import OptionError
+from toprovar_compiler.errors import OptionError, UnsupportedModelError
 from toprovar_compiler.policies.calibration import Plan
 
 SCHEDULES = ((1, 4, 16), (1, 4, 9, 16, 36), (1, 4, 16, 36, 64, 144, 256, 400, 576, 1024, 1600, 2304, 4096))
@@ -98,7 +99,8 @@ def models() -> Iterator[dict[str, tuple[Any, Callable[[Any], None], tuple[int, 
     }
     yield found
     for model, _, _ in found.values():
-        toprovar_compiler.restore(model)
+        with contextlib.suppress(UnsupportedModelError):  # not every process compiles all of them
+            toprovar_compiler.restore(model)
 
 
 @pytest.mark.parametrize("name", ["class", "text", "embedded"])
@@ -114,11 +116,9 @@ def test_times_fewer_is_what_the_counters_say(name: str, models: dict[str, Any])
         keep = (1.0,) * (len(schedule) - 2) + last
         start = len(schedule) - (2 if last[0] < 1 else 1)
         paint(toprovar_compiler.compile(model, keep_ratio=keep, start_scale=start, strict=True))
-        counted = _find(model).session.counters.total()
-        assert counted.flops_total == sum(spent.values())
-        assert flops.times_fewer(keep) == pytest.approx(
-            counted.flops_total / counted.flops_computed, rel=1e-9
-        )
+        total = _find(model).session.counters.total()
+        assert total.flops_total == sum(spent.values())
+        assert flops.times_fewer(keep) == pytest.approx(total.flops_total / total.flops_computed, rel=1e-9)
 
 
 def _damage(scales: Sequence[int], seed: int = 0) -> dict[tuple[int, float], float]:
@@ -168,6 +168,7 @@ def test_the_menu_has_the_best_plan_of_each_strength_that_can_be_reached() -> No
         expected += [max(fast, key=lambda plan: plan.ssim)] if fast else []
     menu = Planner(FLOPS, damage).menu()
     assert 3 < len(expected) < len(STRENGTHS)
+    expected = list(dict.fromkeys(expected))  # a plan that is the best of two strengths is listed once
     for plan, wanted in zip(menu, expected, strict=True):
         _assert_is(plan, wanted)
 
@@ -185,15 +186,12 @@ def test_plans_prune_the_scales_that_were_tried_alone() -> None:
 def test_a_speedup_out_of_reach_is_refused_with_the_largest_that_is_not(per_token: float) -> None:
     flops, damage = FlopsModel(SCHEDULE, 500_000.0, per_token, 130.0), _damage((3, 4))
     most = _times_fewer(flops, (1.0, 1.0, 1.0, 0.1, 0.1))
-    with pytest.raises(
-        OptionError, match="--target-speedup requires at most .* got 60; ask for less"
-    ) as error:
+    with pytest.raises(OptionError, match="requires at most .* got 60; ask for less") as error:
         Planner(flops, damage).best(60)
     named = float(re.findall("at most ([0-9.]+)", str(error.value))[0])
     assert named == pytest.approx(most, abs=0.01)
-    assert Planner(flops, damage).best(named).times_fewer == pytest.approx(most, rel=1e-12), (
-        "what it names works"
-    )
+    found = Planner(flops, damage).best(named)
+    assert found.times_fewer == pytest.approx(most, rel=1e-12), "what it names can be had"
 
 
 def test_scales_are_worth_pruning_that_a_gate_ranks_and_that_cost_something() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from toprovar_compiler.cli import EXIT_ERROR, main
+from toprovar_compiler.cli import main
+from toprovar_compiler.cli_arguments import EXIT_ERROR
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from statistics import fmean, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from toprovar_compiler.calibration.gate_fit import RIDGE, GateFit, importance
+from toprovar_compiler.calibration.importance import RIDGE, importance
 from toprovar_compiler.policies.calibration import Gate
+from toprovar_compiler.policies.gate_fit import GateFit
 
 CPU = torch.device("cpu")
-EXACT = {"rtol": 1e-9, "atol": 1e-12}
 
 
 class Expected(NamedTuple):
@@ -59,16 +59,21 @@ def _expected(rows: np.ndarray, wanted: np.ndarray) -> Expected:
 
 
 def _fitted(*parts: tuple[Tensor, Tensor]) -> Gate:
-    fit = GateFit(*parts[0][0].shape[1:3], CPU)
+    _, layers, heads, _ = parts[0][0].shape
+    fit = GateFit(layers, heads, CPU)
     for entropies, wanted in parts:
         fit.add(entropies, wanted)
-    return fit.solve()
+    return fit.solve(RIDGE)
+
+
+def _assert_close(actual: Any, expected: Any) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-12)
 
 
 def _assert_is(gate: Gate, expected: Expected) -> None:
-    np.testing.assert_allclose(np.array(gate.weights).flatten(), expected.weights, **EXACT)
-    np.testing.assert_allclose(np.array(gate.centre).flatten(), expected.centre, **EXACT)
-    np.testing.assert_allclose([gate.bias, gate.explained], [expected.bias, expected.explained], **EXACT)
+    _assert_close(np.array(gate.weights).flatten(), expected.weights)
+    _assert_close(np.array(gate.centre).flatten(), expected.centre)
+    _assert_close([gate.bias, gate.explained], [expected.bias, expected.explained])
 
 
 @pytest.mark.parametrize("sizes", [(3, 2, 3, 16), (1, 1, 1, 9), (5, 4, 4, 36), (1, 3, 4, 9)], ids=str)
@@ -116,7 +121,7 @@ def test_tokens_that_are_not_finite_are_left_out() -> None:
     fit = GateFit(2, 3, CPU)
     fit.add(entropies, wanted)
     assert fit.tokens == 48 - len(left_out)
-    _assert_is(fit.solve(), _expected(np.delete(rows, left_out, 0), np.delete(targets, left_out)))
+    _assert_is(fit.solve(RIDGE), _expected(np.delete(rows, left_out, 0), np.delete(targets, left_out)))
 
 
 @pytest.mark.parametrize("sizes", [(2, 16), (8, 256), (8, 1024)], ids=str)
@@ -129,7 +134,7 @@ def test_heads_that_do_not_vary_have_no_weight(sizes: tuple[int, int]) -> None:
     gate = _fitted((entropies, wanted))
     assert gate.weights[0] == (0.0,) * 5
     expected = _expected(_table(entropies[:, 1:]), wanted.flatten().numpy())
-    np.testing.assert_allclose(gate.weights[1], expected.weights, **EXACT)
+    _assert_close(gate.weights[1], expected.weights)
     assert gate.explained == pytest.approx(expected.explained, rel=1e-9)
 
 

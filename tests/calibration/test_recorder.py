@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -21,13 +22,10 @@ SCHEDULE = (1, 4, 9, 16, 36)
 PICTURES, HEADS = 2, 3
 
 
-def _show(
-    recorder: HeadRecorder, scale: int, layer: int, entropy: Tensor | None, keys: int | None = None
-) -> None:
+def _show(recorder: HeadRecorder, scale: int, layer: int, entropy: Tensor | None) -> None:
     prefix, tokens = sum(SCHEDULE[:scale]), SCHEDULE[scale]
     step = Step(scale, layer, tokens, prefix, 2 * PICTURES, 2)
-    keys = prefix + tokens if keys is None else keys
-    recorder.observe(step, Outcome(entropy, None, torch.empty(0), torch.empty(0), keys))
+    recorder.observe(step, Outcome(entropy, None, torch.empty(0), torch.empty(0), prefix + tokens))
 
 
 def _entropy(scale: int, heads: int = HEADS) -> Tensor:
@@ -86,7 +84,8 @@ def test_nothing_given_is_refused(scale: int | None) -> None:
 
 
 def test_of_a_model_it_has_the_entropies_of_its_own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, labels, seen = make(ClassVAR, dtype=torch.float64), torch.tensor([3, 1, 4]), []
+    model: Any = make(ClassVAR, dtype=torch.float64)
+    labels, seen = torch.tensor([3, 1, 4]), []
     attend = F.scaled_dot_product_attention
 
     def watched(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import toprovar_compiler
+from examples.emojivar import load
 from tests.page_reader import Page
 from tests.toy_generators import make
 from tests.toy_painters import LAYERS, SCALES, SIDE, PaintingVAR
@@ -24,8 +25,10 @@ from toprovar_compiler.cli import EXIT_OK, main
 from toprovar_compiler.cli_model import paint
 from toprovar_compiler.environment import environment
 from toprovar_compiler.options import Options, parse_options
+from toprovar_compiler.policies.calibration import calibration_for
 from toprovar_compiler.report.images import AMPLIFIED
 from toprovar_compiler.report.painting import paint_pairs
+from toprovar_compiler.schedule import stated_schedule
 
 PROMPTS = ("a <b>bold</b> & 'quoted' cat", "two apples")
 SEED = 5
@@ -178,7 +181,12 @@ def test_the_embedded_model(embedded: Path) -> None:
         rows = page.table(caption)
         assert len(rows) == EMBEDDED_SCALES
         assert {len(row) for row in rows} <= {EMBEDDED_LAYERS + 1, EMBEDDED_LAYERS + 2}
-    assert [image.size for _, image in page.images()[:6]] == [(256, 256)] * 6
+    model = load(torch.device("cpu"), torch.float32)
+    calibration = calibration_for(model, stated_schedule(model), None)
+    assert calibration is not None, "it comes with the package"
+    pruned = sum(ratio < 1 for ratio in calibration.plan.keep_ratio)
+    large = [image.size == (256, 256) for _, image in page.images()]
+    assert large[: 4 + pruned] == [True] * (3 + pruned) + [False], "pictures, difference, kept tokens"
     assert "fallbacks: none." in page.text
     assert "mean 0.0" in page.text
 

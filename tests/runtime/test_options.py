@@ -52,7 +52,7 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"layer_budgets": [1.0]}, "layer_budgets requires restoration='bypass'.*got 'scale-exit'.*drop one"),
     (
         {"entropy_source": "same-layer"},
-        "requires entropy_source='calibrated' or 'layer-mean'.*got 'same-layer'",
+        "requires entropy_source='calibrated', 'online' or 'layer-mean', got 'same-layer'",
     ),
     ({"entropy_source": "last-full-layer"}, "requires entropy_source=.*got 'last-full-layer'"),
 ]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
+from fractions import Fraction
 
 from toprovar_compiler.errors import OptionError
 from toprovar_compiler.policies.calibration import Plan
@@ -40,14 +40,12 @@ class FlopsModel:
     def of(cls, schedule: Sequence[int], flops: Mapping[int, int]) -> FlopsModel:
         """From the dense FLOPs of each scale, at least three of them."""
         keys = list(itertools.accumulate(schedule))
-        scales = sorted(flops)
-        rows = [[1.0, schedule[s], schedule[s] * keys[s]] for s in scales]
-        costs = torch.tensor([float(flops[s]) for s in scales], dtype=torch.float64)
-        # Of like sizes, so that nothing is lost in the solution.
-        table = torch.tensor(rows, dtype=torch.float64)
-        largest = table.amax(0)
-        solution = torch.linalg.lstsq(table / largest, costs).solution / largest
-        return cls(tuple(schedule), *solution.tolist())
+        rows = [(1, schedule[s], schedule[s] * keys[s]) for s in sorted(flops)]
+        costs = [flops[s] for s in sorted(flops)]
+        # Exact: a plan must not depend on how a library rounds.
+        normal = [[sum(row[i] * row[j] for row in rows) for j in range(3)] for i in range(3)]
+        right = [sum(row[i] * cost for row, cost in zip(rows, costs, strict=True)) for i in range(3)]
+        return cls(tuple(schedule), *(float(found) for found in _solve(normal, right)))
 
     def total(self, keep_ratio: Sequence[float]) -> float:
         """Of a whole generation, where pruned tokens leave no keys."""
@@ -61,6 +59,23 @@ class FlopsModel:
     def times_fewer(self, keep_ratio: Sequence[float]) -> float:
         """Than those of a dense generation."""
         return self.total([1.0] * len(self.schedule)) / self.total(keep_ratio)
+
+
+def _solve(matrix: Sequence[Sequence[int]], right: Sequence[int]) -> list[Fraction]:
+    """By Cramer's rule, 3 x 3."""
+    whole = _determinant(matrix)
+    columns = range(len(matrix))
+    return [
+        Fraction(
+            _determinant([[right[i] if j == k else matrix[i][j] for j in columns] for i in columns]), whole
+        )
+        for k in columns
+    ]
+
+
+def _determinant(matrix: Sequence[Sequence[int]]) -> int:
+    (a, b, c), (d, e, f), (g, h, i) = matrix
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
 
 
 def scales_worth_pruning(flops: FlopsModel, gates: Mapping[int, object]) -> list[int]:
@@ -103,9 +118,9 @@ class Planner:
         """
         found = [plan for plan in self._plans if plan.times_fewer >= times_fewer]
         if not found:
-            most = max(plan.times_fewer for plan in self._plans)
+            most = math.floor(100 * max(plan.times_fewer for plan in self._plans)) / 100
             raise OptionError(
-                f"--target-speedup requires at most {most:.2f} for this model's schedule, got {times_fewer}; "
+                f"--target-speedup requires at most {most} for this model's schedule, got {times_fewer}; "
                 "ask for less"
             )
         return max(found, key=lambda plan: plan.ssim)
@@ -113,4 +128,4 @@ class Planner:
     def menu(self) -> tuple[Plan, ...]:
         """The best plan of each of :data:`STRENGTHS` that the scales allow."""
         most = max(plan.times_fewer for plan in self._plans)
-        return tuple(self.best(strength) for strength in STRENGTHS if strength <= most)
+        return tuple(dict.fromkeys(self.best(strength) for strength in STRENGTHS if strength <= most))

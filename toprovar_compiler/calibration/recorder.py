@@ -18,9 +18,11 @@ class HeadRecorder(BasePolicy):
 
     def __init__(self) -> None:
         self._maps: dict[int, dict[int, Tensor]] = {}
+        self._generations = 0
 
     def start_generation(self) -> None:
         self._maps = {}
+        self._generations += 1
 
     def decide(self, step: Step, stream: Tensor) -> Decision:
         return Dense(entropy=True)
@@ -35,9 +37,15 @@ class HeadRecorder(BasePolicy):
         that ended; scales where not all layers gave entropies of one shape are left out.
 
         Raises:
-            UnsupportedModelError: no scale is left.
+            UnsupportedModelError: no scale is left, or the pictures came from several generations.
         """
         taken, self._maps = self._maps, {}
+        generations, self._generations = self._generations, 0
+        if generations > 1:
+            raise UnsupportedModelError(
+                f"calibration requires a model that paints a batch of prompts in one generation, got "
+                f"{generations} for {pictures} prompts; use --batch 1"
+            )
         layers = max((len(maps) for maps in taken.values()), default=0)
         found = {
             scale: torch.stack([maps[layer][:pictures] for layer in sorted(maps)], 1)

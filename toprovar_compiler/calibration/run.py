@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from toprovar_compiler.calibration.budgets import RATIOS, FlopsModel, Planner, scales_worth_pruning
-from toprovar_compiler.calibration.gate_fit import GateFit, importance
+from toprovar_compiler.calibration.importance import RIDGE, importance
 from toprovar_compiler.calibration.recorder import HeadRecorder
 from toprovar_compiler.cli_model import load_model, paint
 from toprovar_compiler.cli_progress import Progress
 from toprovar_compiler.compiled_model import CompiledModel
 from toprovar_compiler.environment import commit, environment
-from toprovar_compiler.errors import OptionError, UnsupportedModelError
+from toprovar_compiler.errors import EvaluationError, OptionError, UnsupportedModelError
 from toprovar_compiler.evaluation.painter import to_bytes, to_floats
 from toprovar_compiler.evaluation.picture_metrics import compare
 from toprovar_compiler.evaluation.prompts import read_prompts
@@ -28,6 +28,7 @@ from toprovar_compiler.evaluation.suite import load_suite
 from toprovar_compiler.options import Options
 from toprovar_compiler.policies.artifacts import fingerprint, sketch
 from toprovar_compiler.policies.calibration import Calibration, Gate, Plan
+from toprovar_compiler.policies.gate_fit import GateFit
 from toprovar_compiler.policies.scale_depth import low_entropy_ratio
 from toprovar_compiler.schedule import stated_schedule
 
@@ -70,14 +71,17 @@ def calibrate(settings: Settings) -> str:
         ToprovarError: bad input, or a model that cannot be pruned.
         ValueError: the model or the suite refuses a prompt.
     """
-    if not settings.out.absolute().parent.is_dir():
+    if not settings.out.absolute().parent.is_dir() or settings.out.is_dir():
         raise OptionError(f"--out requires a file in a folder that exists, got {str(settings.out)!r}")
     model = load_model(settings.model, settings.device, settings.dtype)
     suite = load_suite(settings.suite, settings.model, next(model.parameters()).device)
     prompts = read_prompts(settings.prompts, settings.seed, suite)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         found = _Calibrator(model, prompts, settings, Path(folder)).calibration()
-    found.save(settings.out)
+    try:
+        found.save(settings.out)
+    except OSError as error:
+        raise OptionError(f"--out requires a file that can be written, got {error}") from error
     return _report(found, settings.out)
 
 
@@ -155,7 +159,7 @@ class _Calibrator:
                 maps = entropies.double().mean((1, 2))
                 each = torch.stack([maps.mean(1), low_entropy_ratio(maps)]).sum(1).cpu()
                 sums[scale] = sums.get(scale, torch.zeros(2, dtype=torch.float64)) + each
-        gates = {scale: fit.solve() for scale, fit in fits.items() if fit.tokens > 1}
+        gates = {scale: fit.solve(RIDGE) for scale, fit in fits.items() if fit.tokens > 1}
         counted = compilation.session.counters
         spent = dict.fromkeys(counted.scale_tokens, 0)
         for (scale, _), work in counted.work.items():
@@ -187,15 +191,17 @@ class _Calibrator:
             return plan, self._measure(plan.keep_ratio, "the plan")
         least = self.settings.min_ssim
         for _ in range(_MOST_TRIES):
-            plan = planner.fastest(min(least, 1.0))
+            plan = planner.fastest(least)
+            if plan.times_fewer <= 1:
+                break
             measured = self._measure(plan.keep_ratio, "the plan")
             missed = self.settings.min_ssim - measured["ssim"]
             if missed <= 0:
                 return plan, measured
             least = max(least, plan.ssim) + max(missed, _SSIM_STEP * (1 - least))
         raise OptionError(
-            f"--min-ssim requires an SSIM that some pruning reaches, got {self.settings.min_ssim} and "
-            f"measured at most {measured['ssim']:.4f}; ask for less"
+            f"--min-ssim requires an SSIM that some pruning reaches, got {self.settings.min_ssim}; "
+            "ask for less"
         )
 
     def _measure(self, keep_ratio: Sequence[float], label: str) -> dict[str, float]:
@@ -225,6 +231,11 @@ class _Calibrator:
                 progress.step(f"{label}: {texts[0]}")
                 with compilation.active(self.model):
                     pictures = paint(self.model, texts, self.settings.seed + begin)
+                if not bool(pictures.isfinite().all()):
+                    raise EvaluationError(
+                        f"calibration requires finite pictures, got NaN or infinity ({label}, first prompt "
+                        f"{texts[0]!r}); try another --dtype"
+                    )
                 yield pictures.detach().float(), texts
 
 

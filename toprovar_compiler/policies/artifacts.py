@@ -74,7 +74,13 @@ def read_artifact(path: Path, kind: str, schema: int, title: str, remedy: str) -
 
 def numbers(items: Iterable[Any], count: int | None = None) -> tuple[float, ...]:
     """Finite numbers, at least one or exactly ``count``; ValueError or TypeError for anything else."""
-    found = tuple(float(item) for item in items)
+    given = tuple(items)
+    if isinstance(items, str) or any(isinstance(item, (str, bool)) for item in given):
+        raise ValueError(f"no numbers: {given[:8]}")
+    try:
+        found = tuple(float(item) for item in given)
+    except OverflowError as error:
+        raise ValueError("a number that is too large") from error
     if not found or not all(map(math.isfinite, found)) or count not in (None, len(found)):
         raise ValueError(f"numbers {found[:8]}")
     return found

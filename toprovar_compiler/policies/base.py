@@ -95,6 +95,10 @@ class Policy(Protocol):
     may_replace: bool
     """Whether a scale may be run for the conditional rows alone."""
 
+    @property
+    def learning(self) -> bool:
+        """Whether the running generation is one to learn from, which runs in full as it should."""
+
     def meet(self, model: nn.Module) -> None:
         """Check what the policy needs to know of the model, before anything runs; the model is not kept.
 
@@ -127,6 +131,10 @@ class BasePolicy:
     exits_scales = False
     may_exit = False
     may_replace = False
+
+    @property
+    def learning(self) -> bool:
+        return False
 
     def meet(self, model: nn.Module) -> None:
         """Nothing has to be known of the model."""

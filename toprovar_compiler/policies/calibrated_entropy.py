@@ -10,10 +10,10 @@ from torch import Tensor
 
 from toprovar_compiler.policies.base import Outcome, Step
 from toprovar_compiler.policies.calibration import Gate
-from toprovar_compiler.policies.entropy_source import resize
+from toprovar_compiler.policies.entropy_source import BaseSource, resize
 
 
-class CalibratedEntropy:
+class CalibratedEntropy(BaseSource):
     """The importance that the previous scale's entropies predict, see :class:`Gate`; most important kept.
 
     Low entropy means "important" in some heads and "unimportant" in others, so that their mean says little:
@@ -40,7 +40,9 @@ class CalibratedEntropy:
 
     def scores(self, step: Step) -> Tensor | None:
         self._advance(step)
-        return None if self._importance is None else self._resized(-self._importance.float(), step.tokens)
+        if self._importance is None:
+            return None
+        return self._resized(-self._importance[: step.samples].float(), step.tokens)
 
     def observe(self, step: Step, outcome: Outcome) -> None:
         self._advance(step)
@@ -84,7 +86,8 @@ class CalibratedEntropy:
         if self._kept is None:
             return predicted
         older = None if self._importance is None else self._resized(self._importance, ended.tokens)
-        return None if older is None else older.scatter(-1, self._kept, predicted)
+        samples = len(self._kept)
+        return None if older is None else older[:samples].scatter(-1, self._kept, predicted[:samples])
 
     def _resized(self, importance: Tensor, tokens: int) -> Tensor | None:
         resized = resize(importance, tokens)

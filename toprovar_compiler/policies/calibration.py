@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -113,8 +114,9 @@ class Calibration:
         for plan in plans:
             if plan.times_fewer >= times_fewer:
                 return plan
+        most = math.floor(100 * plans[-1].times_fewer) / 100
         raise OptionError(
-            f"target_speedup requires at most {plans[-1].times_fewer:.2f}, the strongest plan of the model's "
+            f"target_speedup requires at most {most}, the strongest plan of the model's "
             f"calibration, got {times_fewer}; ask for less, or calibrate with --target-speedup {times_fewer}"
         )
 
@@ -166,7 +168,7 @@ def load_calibration(path: Path) -> Calibration:
 
 def _calibration(content: dict[str, Any]) -> Calibration:
     schedule = tuple(int(tokens) for tokens in numbers(content["schedule"]))
-    if min(schedule) < 1:
+    if min(schedule) < 1 or list(schedule) != list(content["schedule"]):
         raise ValueError(f"schedule {schedule}")
     plans = [_plan(plan, len(schedule)) for plan in (content["plan"], *content["plans"])]
     start = min(plan.start_scale for plan in plans)

@@ -29,6 +29,10 @@ class EntropySource(Protocol):
     def missing(self) -> str | None:
         """Why pruning is not possible where there are no scores; None where that is as it should be."""
 
+    @property
+    def learning(self) -> bool:
+        """Whether the running generation is one to learn from, which runs in full."""
+
     def start_generation(self) -> None: ...
 
     def scores(self, step: Step) -> Tensor | None:
@@ -37,8 +41,28 @@ class EntropySource(Protocol):
     def observe(self, step: Step, outcome: Outcome) -> None:
         """A block ran; with its entropies, or without where they were not asked for."""
 
+    def observe_codes(self, codes: Tensor, vectors: Tensor) -> None:
+        """The running scale's codes [samples, N], and what they stand for in the codebook [samples, N, C]."""
+
     def complaints(self) -> list[str]:
         """Reasons, since the last call, why a ranking was not made of what it should be."""
+
+
+class BaseSource:
+    """What a source does that has nothing to add."""
+
+    @property
+    def learning(self) -> bool:
+        return False
+
+    def observe(self, step: Step, outcome: Outcome) -> None:
+        """Nothing is learned from what ran."""
+
+    def observe_codes(self, codes: Tensor, vectors: Tensor) -> None:
+        """Nothing is learned from codes."""
+
+    def complaints(self) -> list[str]:
+        return []
 
 
 def resize(maps: Tensor, tokens: int) -> Tensor | None:
@@ -75,7 +99,7 @@ class _Maps:
         return sorted(self._entropy)
 
 
-class SameLayer:
+class SameLayer(BaseSource):
     """The same layer's map of the previous scale, resized (NOTES 4a)."""
 
     reads_entropy = True
@@ -100,9 +124,6 @@ class SameLayer:
         if self._current is None:
             self._current = _Maps(step.scale, step.tokens)
         self._current.add(step.layer, outcome.entropy.mean(1), outcome.kept)
-
-    def complaints(self) -> list[str]:
-        return []
 
     def _advance(self, step: Step) -> None:
         """At a new scale: complete the maps of the scale that ended."""
@@ -153,7 +174,7 @@ class LayerMean(SameLayer):
         self._mean = torch.where(finite, scores, 0.0).sum(0) / finite.sum(0).clamp_min(1)
 
 
-class LastFullLayer:
+class LastFullLayer(BaseSource):
     """The map of the last layer that ran in full at this scale (NOTES 4b)."""
 
     reads_entropy = True
@@ -173,6 +194,3 @@ class LastFullLayer:
     def observe(self, step: Step, outcome: Outcome) -> None:
         if outcome.kept is None and outcome.entropy is not None:
             self._scale, self._map = step.scale, outcome.entropy.mean(1)
-
-    def complaints(self) -> list[str]:
-        return []

@@ -10,10 +10,10 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from toprovar_compiler.errors import OptionError
 from toprovar_compiler.options import Options
-from toprovar_compiler.policies.base import Decision, Outcome, Step
+from toprovar_compiler.policies.base import Decision, Step
 from toprovar_compiler.policies.calibration import Calibration
 from toprovar_compiler.policies.edges import sobel_magnitude
-from toprovar_compiler.policies.entropy_source import EntropySource
+from toprovar_compiler.policies.entropy_source import BaseSource, EntropySource
 from toprovar_compiler.policies.toprovar import ToprovarPolicy
 from toprovar_compiler.schedule import grid_of
 
@@ -78,7 +78,7 @@ def set_maps(model: nn.Module, maps: Tensor | None) -> None:
     policy.maps.strength = maps
 
 
-class _Maps:
+class _Maps(BaseSource):
     """Ranks by edge strength, the strongest first."""
 
     reads_entropy = False
@@ -99,9 +99,3 @@ class _Maps:
                 f"policy 'oracle' requires a map for each of {step.samples} samples, got {got}; {_REMEDY}"
             )
         return None if grid is None else -adaptive_avg_pool2d(strength, grid).flatten(1)
-
-    def observe(self, step: Step, outcome: Outcome) -> None:
-        """Nothing is learned from entropies."""
-
-    def complaints(self) -> list[str]:
-        return []

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from toprovar_compiler.options import Options
-from toprovar_compiler.policies.base import Decision, Outcome, Step
+from toprovar_compiler.policies.base import Decision, Step
 from toprovar_compiler.policies.calibration import Calibration
-from toprovar_compiler.policies.entropy_source import EntropySource
+from toprovar_compiler.policies.entropy_source import BaseSource, EntropySource
 from toprovar_compiler.policies.toprovar import ToprovarPolicy
 
 # Odd constants of the splitmix64 generator, as signed 64-bit numbers.
@@ -45,9 +45,6 @@ class RandomPolicy(ToprovarPolicy):
         self._order.device = stream.device
         return super().decide(step, stream)
 
-    def observe_codes(self, codes: Tensor, vectors: Tensor) -> None:
-        self._order.observe_codes(codes)
-
 
 class _Negated:
     """Another source's scores with the sign changed."""
@@ -56,18 +53,23 @@ class _Negated:
         self._source = source
         self.reads_entropy = source.reads_entropy
         self.start_generation = source.start_generation
-        self.observe, self.complaints = source.observe, source.complaints
+        self.observe, self.observe_codes = source.observe, source.observe_codes
+        self.complaints = source.complaints
 
     @property
     def missing(self) -> str | None:
         return self._source.missing
+
+    @property
+    def learning(self) -> bool:
+        return self._source.learning
 
     def scores(self, step: Step) -> Tensor | None:
         scores = self._source.scores(step)
         return None if scores is None else -scores
 
 
-class _RandomOrder:
+class _RandomOrder(BaseSource):
     """Scores from a hash, computed where the codes are: no generator whose state a batch would share."""
 
     reads_entropy = False
@@ -81,7 +83,7 @@ class _RandomOrder:
     def start_generation(self) -> None:
         self._digest = None
 
-    def observe_codes(self, codes: Tensor) -> None:
+    def observe_codes(self, codes: Tensor, vectors: Tensor) -> None:
         """Takes the codes [samples, N] of the running scale into each sample's digest [samples]."""
         places = torch.arange(codes.shape[1], device=codes.device)
         earlier = torch.zeros_like(codes[:, 0]) if self._digest is None else self._digest
@@ -96,12 +98,6 @@ class _RandomOrder:
             mixed = _mix(mixed + number)
         tokens = torch.arange(step.tokens, device=self.device)
         return (_mix(mixed[:, None] + tokens * _STEP) & (1 << _SCORE_BITS) - 1).float()
-
-    def observe(self, step: Step, outcome: Outcome) -> None:
-        """Nothing is learned from entropies."""
-
-    def complaints(self) -> list[str]:
-        return []
 
 
 def _mix(x: Tensor) -> Tensor:

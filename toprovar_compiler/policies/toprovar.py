@@ -7,15 +7,18 @@ from torch import Tensor, nn
 
 from toprovar_compiler.errors import ArtifactError
 from toprovar_compiler.kernels import ops  # noqa: F401  (registers toprovar::entropy_gate)
-from toprovar_compiler.options import Options
+from toprovar_compiler.options import EntropySourceName, Options
 from toprovar_compiler.policies.base import BasePolicy, Choice, Decision, Dense, Outcome, Prune, Step
 from toprovar_compiler.policies.budget import Budget
 from toprovar_compiler.policies.calibrated_entropy import CalibratedEntropy
 from toprovar_compiler.policies.calibration import Calibration, calibration_for
 from toprovar_compiler.policies.entropy_source import EntropySource, LastFullLayer, LayerMean, SameLayer
+from toprovar_compiler.policies.online_entropy import OnlineEntropy, scales_with_gates
 from toprovar_compiler.policies.onset import Onset
 from toprovar_compiler.policies.restoration import Bypass, CachedUpdate, Restoration, ScaleExit
 
+UNCALIBRATED: EntropySourceName = "online"
+"""What ranks the tokens of a model without a calibration."""
 _SOURCES: dict[str, type[EntropySource]] = {
     "layer-mean": LayerMean,
     "same-layer": SameLayer,
@@ -67,9 +70,15 @@ class ToprovarPolicy(BasePolicy):
     def make_source(self, calibration: Calibration | None) -> EntropySource:
         """What ranks the tokens, given the model's calibration if there is one."""
         name = self.options.entropy_source
-        if calibration is not None and name in (None, "calibrated"):
+        if name is None and self.options.layer_budgets is not None:
+            name = "layer-mean"  # which does not need the entropies of all layers over the same tokens
+        if name is None:
+            name = UNCALIBRATED if calibration is None else "calibrated"
+        if name == "calibrated" and calibration is not None:
             return CalibratedEntropy(calibration.gates)
-        return _SOURCES["layer-mean" if name in (None, "calibrated") else name]()
+        if name in _SOURCES:
+            return _SOURCES[name]()
+        return OnlineEntropy(scales_with_gates(self._schedule, self.budget.first_scale))
 
     def start_generation(self) -> None:
         self.source.start_generation()
@@ -102,6 +111,13 @@ class ToprovarPolicy(BasePolicy):
         if full and self.budget.leads_to_pruning(step):
             self.onset.observe(step, outcome)
         self.restoration.observe(step, outcome)
+
+    @property
+    def learning(self) -> bool:
+        return self.source.learning
+
+    def observe_codes(self, codes: Tensor, vectors: Tensor) -> None:
+        self.source.observe_codes(codes, vectors)
 
     def complaints(self) -> list[str]:
         return [*self.onset.complaints(), *self.source.complaints()]

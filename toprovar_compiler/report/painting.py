@@ -11,6 +11,7 @@ from toprovar_compiler.cli_model import paint
 from toprovar_compiler.cli_progress import Progress
 from toprovar_compiler.compiled_model import CompiledModel
 from toprovar_compiler.options import Options
+from toprovar_compiler.policies import ToprovarPolicy
 from toprovar_compiler.report.recording import Calls, EntropyRecorder, Recorder
 from toprovar_compiler.summary import Summary
 
@@ -42,7 +43,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Painted:
-    """All prompts, the options that the policy had, and the summary of the policy's generations alone."""
+    """All prompts, the options that were in force, a calibration's plan among them, and the summary of the
+    policy's generations alone."""
 
     pairs: tuple[Pair, ...]
     options: Options
@@ -70,7 +72,7 @@ def paint_pairs(model: nn.Module, prompts: Sequence[str], seed: int, options: Op
                 progress.step(f"{name}: {prompt}")
                 paintings.append(painter.paint(prompt, own_seed))
     pairs = zip(prompts, seeds, paintings[len(prompts) :], paintings[: len(prompts)], strict=True)
-    return Painted(tuple(Pair(*pair) for pair in pairs), options, pruned.summary())
+    return Painted(tuple(Pair(*pair) for pair in pairs), pruned.options(), pruned.summary())
 
 
 class _Painter:
@@ -87,6 +89,11 @@ class _Painter:
             picture = paint(self._model, [prompt], seed)[0]
         kept = {scale: shares[0].cpu() for scale, shares in self._session.kept_tokens().items()}
         return Painting(picture.detach().float().cpu(), self._recorder.take_calls(), kept)
+
+    def options(self) -> Options:
+        """Those in force: a calibration may have completed them."""
+        policy = self._recorder.policy
+        return policy.options if isinstance(policy, ToprovarPolicy) else self._session.options
 
     def summary(self) -> Summary:
         return Summary((self._session.counters,))

@@ -48,6 +48,10 @@ class Recorder:
             for place, call in calls.items()
         }
 
+    @property
+    def learning(self) -> bool:
+        return self.policy.learning
+
     def meet(self, model: nn.Module) -> None:
         self.policy.meet(model)
 
