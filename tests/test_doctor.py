@@ -57,6 +57,26 @@ def test_a_gpu_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Finding("GPU", True, False, "G (sm_90)") in diagnosis.findings
 
 
+@pytest.mark.parametrize(
+    ("why_not", "attention"),
+    [
+        (None, "Hopper kernel, Triton for the rest"),
+        (
+            "it needs compute capability 9.0, got 8.0",
+            "Triton kernel (Hopper's: it needs compute capability 9.0, got 8.0)",
+        ),
+    ],
+)
+def test_which_attention_a_gpu_gets(
+    why_not: str | None, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {"gpus": [{"name": "G", "capability": "9.0", "memory_gib": 1.0}], "triton": "3.6.0"}
+    monkeypatch.setattr(doctor, "environment", lambda: facts)
+    monkeypatch.setattr(doctor, "hopper_unavailable", lambda device: why_not)
+    gpu = examine().plans[1]
+    assert (gpu.device, gpu.attention, gpu.why_not) == ("cuda:0", attention, None)
+
+
 @pytest.mark.parametrize("works", [True, False])
 def test_probe_compiles_something(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def compile_(function: object) -> object:

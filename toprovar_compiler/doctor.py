@@ -15,6 +15,7 @@ from torch import Tensor
 from toprovar_compiler.environment import environment
 from toprovar_compiler.errors import KernelUnavailableError
 from toprovar_compiler.kernels.cpu_native import Native, native
+from toprovar_compiler.kernels.hopper_attention import hopper_unavailable
 
 _BACKEND_GROUP = "torch_dynamo_backends"
 _BACKEND_NAME = "toprovar"
@@ -183,14 +184,23 @@ def _cpu_plan(compiler: Finding, kernel: Native | None) -> Plan:
 
 
 def _gpu_plans() -> list[Plan]:
-    def plan(device: str, why_not: str | None) -> Plan:
-        return Plan(device, "Inductor, Triton", "Triton kernel", why_not)
+    def plan(device: str, attention: str, why_not: str | None) -> Plan:
+        return Plan(device, "Inductor, Triton", attention, why_not)
 
     facts = environment()
     if not facts["gpus"]:
-        return [plan("cuda", _no_gpu())]
+        return [plan("cuda", "Triton kernel", _no_gpu())]
     why_not = None if facts["triton"] else "Triton is not installed: pip install triton"
-    return [plan(f"cuda:{index}", why_not) for index in range(len(facts["gpus"]))]
+    names = [f"cuda:{index}" for index in range(len(facts["gpus"]))]
+    return [
+        plan(name, _gpu_attention(name) if why_not is None else "Triton kernel", why_not) for name in names
+    ]
+
+
+def _gpu_attention(device: str) -> str:
+    """Which kernels serve; why the Hopper one does not, if so."""
+    why_not = hopper_unavailable(torch.device(device))
+    return "Hopper kernel, Triton for the rest" if why_not is None else f"Triton kernel (Hopper's: {why_not})"
 
 
 def _probe() -> Finding:
