@@ -88,7 +88,8 @@ def prepare(variant: str, arguments: argparse.Namespace) -> nn.Module:
     elif variant == "toprovar-dense":
         toprovar_compiler.compile(model, policy="dense")
     elif variant == "toprovar":
-        toprovar_compiler.compile(model, keep_ratio=arguments.keep_ratio)
+        budget = {} if arguments.keep_ratio is None else {"keep_ratio": arguments.keep_ratio}
+        toprovar_compiler.compile(model, **budget)
     return model
 
 
@@ -129,7 +130,8 @@ def peak_memory(arguments: argparse.Namespace, variant: str) -> int:
     """Peak bytes of three generations in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.generation", "--memory-of", variant]
     command += ["--batch", str(arguments.batch), "--device", arguments.device]
-    command += ["--keep-ratio", str(arguments.keep_ratio)]
+    if arguments.keep_ratio is not None:
+        command += ["--keep-ratio", str(arguments.keep_ratio)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
@@ -164,7 +166,7 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--keep-ratio", type=float, default=0.3)
+    parser.add_argument("--keep-ratio", type=float, help="default: the plan of the calibration")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)

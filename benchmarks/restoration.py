@@ -26,9 +26,11 @@ from toprovar_compiler.evaluation.picture_metrics import compare
 
 FLOOR_RATIO = 1e-6
 CANDIDATES: dict[str, dict[str, Any]] = {
-    "scale-exit, layer-mean": {},
-    "scale-exit, layer-mean, keys computed": {"pruned_keys": "computed"},
-    "bypass, layer-mean": {"restoration": "bypass"},
+    "scale-exit, calibrated": {},
+    "scale-exit, layer-mean": {"entropy_source": "layer-mean"},
+    "scale-exit, layer-mean, keys computed": {"entropy_source": "layer-mean", "pruned_keys": "computed"},
+    "bypass, calibrated": {"restoration": "bypass"},
+    "bypass, layer-mean": {"restoration": "bypass", "entropy_source": "layer-mean"},
     "bypass, same-layer": {"restoration": "bypass", "entropy_source": "same-layer"},
     "bypass, same-layer, odd layers": {
         "restoration": "bypass",
