@@ -118,6 +118,17 @@ def policy_of(model: nn.Module) -> Policy:
     return _find(model).session.policy
 
 
+def is_learning(model: nn.Module) -> bool:
+    """Whether what ran last was a generation to learn from, so that the next one is the first to be pruned.
+
+    False for a model that is not compiled.
+    """
+    try:
+        return policy_of(model).learning
+    except UnsupportedModelError:
+        return False
+
+
 def _find(model: nn.Module) -> CompiledModel:
     """The compilation that a wrapper stands for, or the one of the model that ran last."""
     if isinstance(model, ToprovarModule):

@@ -11,7 +11,7 @@ from toprovar_compiler import dynamo_entry
 from toprovar_compiler.capture import capture, needs_gradients
 from toprovar_compiler.errors import NoAttentionError, UnsupportedGraphError
 from toprovar_compiler.graph_runtime import GraphRuntime
-from toprovar_compiler.options import parse_options, refuse_without_model
+from toprovar_compiler.options import parse_options
 from toprovar_compiler.registry import REGISTRY
 from toprovar_compiler.session import Session
 from toprovar_compiler.variants import COMPILE_LOCK, Compiled, compile_here
@@ -88,7 +88,6 @@ def toprovar_backend(
         OptionError: an option is unknown or out of range.
     """
     parsed = parse_options({**(options or {}), **unknown})
-    refuse_without_model(parsed)
     session = Session("torch.compile graph", parsed, schedule=None)
     REGISTRY.add(session)
     return Backend(session)(gm, example_inputs)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import toprovar_compiler
+from toprovar_compiler.api import is_learning
 from toprovar_compiler.blocks import find_blocks
 from toprovar_compiler.cli_model import paint
 
@@ -31,8 +32,10 @@ class Contender:
     pictures: list[Tensor] = field(default_factory=list)
 
     def warm_up(self, prompt: str, seed: int) -> None:
-        """The first generation, which compiles."""
+        """The first generation, which compiles; after one to learn from, the next one does as well."""
         _, self.cold_s = self._paint(prompt, seed)
+        if is_learning(self.model):
+            self._paint(prompt, seed)
 
     def turn(self, prompt: str, seed: int) -> None:
         """One warm generation of one picture."""

@@ -22,7 +22,7 @@ from torch import nn
 from torch._dynamo.eval_frame import OptimizeContext, OptimizedModule
 
 from toprovar_compiler.errors import UnsupportedModelError
-from toprovar_compiler.options import Options, parse_options, refuse_without_model
+from toprovar_compiler.options import Options, parse_options
 from toprovar_compiler.registry import REGISTRY
 from toprovar_compiler.session import Session
 
@@ -109,7 +109,6 @@ def _compile(original: Callable[..., Any], context: Any, fn: Any, options: Optio
             if isinstance(fn, nn.Module):
                 return ToprovarModule(fn, context, compiled_model)
             return _while_active(compiled_model, module, fn)
-    refuse_without_model(options)
     session = Session(getattr(fn, "__qualname__", type(fn).__name__), options, schedule=None)
     REGISTRY.add(session)
     return torch.compile(fn, backend=Backend(session), dynamic=context._dynamic, fullgraph=context.fullgraph)

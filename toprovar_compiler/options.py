@@ -194,23 +194,6 @@ class Options:
         return float(self.keep_ratio[scale])
 
 
-def refuse_without_model(options: Options) -> None:
-    """Check the options of a function that belongs to no model.
-
-    Raises:
-        OptionError: an option is about a model's calibration.
-    """
-    asked = {"calibration": options.calibration, "target_speedup": options.target_speedup}
-    if options.entropy_source == "calibrated":
-        asked["entropy_source"] = options.entropy_source
-    for name, value in asked.items():
-        if value is not None:
-            raise OptionError(
-                f"{name}={value!r} requires a model or a method of one, got a function without a model; "
-                "compile the model, or leave it out"
-            )
-
-
 def parse_options(given: Mapping[str, Any]) -> Options:
     """Options from keywords.
 

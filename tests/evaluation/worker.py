@@ -16,6 +16,7 @@ from toprovar_compiler import variants
 from toprovar_compiler.cli import main
 from toprovar_compiler.evaluation import latency
 from toprovar_compiler.evaluation.store import TRUE_SCENES, Store
+from toprovar_compiler.policies import toprovar
 
 DOOMED_RANK = "1"
 
@@ -42,4 +43,5 @@ if __name__ == "__main__":
         del arguments[:2]
     variants.compile_fx = lambda gm, inputs: gm.forward
     latency.PLAIN_BACKEND = "eager"
+    toprovar.UNCALIBRATED = "layer-mean"  # as tests/conftest.py has it
     sys.exit(main(arguments))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import toprovar_compiler
+from toprovar_compiler.api import policy_of
 from toprovar_compiler.cli_model import paint
 from toprovar_compiler.errors import EvaluationError
 from toprovar_compiler.evaluation.units import Batch
@@ -34,10 +35,15 @@ def show_dense(model: nn.Module, variant: Variant, dense: Tensor) -> None:
 
 
 class Painter:
-    """Paints batches."""
+    """Paints batches.
 
-    def __init__(self, model: nn.Module, variant: Variant) -> None:
-        self.variant = variant
+    Args:
+        lesson: what a policy that learns from its first generation learns from, whichever batch this
+            process paints first.
+    """
+
+    def __init__(self, model: nn.Module, variant: Variant, lesson: Batch) -> None:
+        self.variant, self.lesson = variant, lesson
         self.model = under_policy(model, variant)
         self.device = next(model.parameters()).device
 
@@ -53,6 +59,9 @@ class Painter:
             UnsupportedModelError: the model gives no pictures.
             ValueError: the model refuses a prompt.
         """
+        if policy_of(self.model).learning:
+            with torch.no_grad():
+                paint(self.model, self.lesson.texts, self.lesson.seed)
         toprovar_compiler.reset()
         if dense is not None:
             filled = torch.cat([dense, dense[-1:].expand(batch.size - len(dense), -1, -1, -1)])

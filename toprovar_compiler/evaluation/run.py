@@ -84,7 +84,7 @@ def evaluate(settings: Settings, processes: Processes) -> Report:
     prompts = read_prompts(settings.prompts, settings.seed, suite)
     size = settings.batch or (_CPU_BATCH if device.type == "cpu" else _GPU_BATCH)
     batches = make_batches(prompts, settings.samples, settings.seed, size)
-    painters = [Painter(model, variant) for variant in variants]
+    painters = [Painter(model, variant, batches[0]) for variant in variants]
     run = run_identity(model, suite, prompts, _figures_depend_on(settings, batches))
     store = Store(settings.out)
     store.open(run)

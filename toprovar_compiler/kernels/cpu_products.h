@@ -97,9 +97,8 @@ template <typename T> class VectorProducts {
 
  private:
   template <int N> void accumulate(const float* p, const float* v, int here, float* out) const {
-    Vec sums[ROWS][N];
-    for (int i = 0; i < ROWS; ++i)
-      for (int j = 0; j < N; ++j) sums[i][j] = load(out + i * wide + j * WIDTH);
+    // A tile's sum is added as a whole: key by key, each would be rounded as the sum over all tiles is.
+    Vec sums[ROWS][N] = {};
     for (int n = 0; n < here; ++n, v += wide) {
       Vec x[N];
       for (int j = 0; j < N; ++j) x[j] = load(v + j * WIDTH);
@@ -109,7 +108,10 @@ template <typename T> class VectorProducts {
       }
     }
     for (int i = 0; i < ROWS; ++i)
-      for (int j = 0; j < N; ++j) store(out + i * wide + j * WIDTH, sums[i][j]);
+      for (int j = 0; j < N; ++j) {
+        float* to = out + i * wide + j * WIDTH;
+        store(to, load(to) + sums[i][j]);
+      }
   }
 
   // Rows of floats that need no conversion and no padding; null for others.

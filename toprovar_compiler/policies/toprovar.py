@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from toprovar_compiler.errors import ArtifactError
+from toprovar_compiler.errors import ArtifactError, OptionError
 from toprovar_compiler.kernels import ops  # noqa: F401  (registers toprovar::entropy_gate)
 from toprovar_compiler.options import EntropySourceName, Options
 from toprovar_compiler.policies.base import BasePolicy, Choice, Decision, Dense, Outcome, Prune, Step
@@ -39,7 +39,7 @@ class ToprovarPolicy(BasePolicy):
     name = "toprovar"
 
     def __init__(self, options: Options, schedule: tuple[int, ...] | None) -> None:
-        self._schedule, self._asked = schedule, options
+        self._schedule, self._asked, self._model_met = schedule, options, False
         self._set_up(options, None)
 
     def meet(self, model: nn.Module) -> None:
@@ -48,6 +48,7 @@ class ToprovarPolicy(BasePolicy):
         Raises:
             ArtifactError: the calibration that was asked for is missing, damaged or of another model.
         """
+        self._model_met = True
         calibration = calibration_for(model, self._schedule, self._asked.calibration)
         if calibration is not None:
             self._set_up(calibration.complete(self._asked), calibration)
@@ -81,10 +82,28 @@ class ToprovarPolicy(BasePolicy):
         return OnlineEntropy(scales_with_gates(self._schedule, self.budget.first_scale))
 
     def start_generation(self) -> None:
+        """Forget the last one.
+
+        Raises:
+            OptionError: a calibration was asked for, but a function without a model was compiled.
+        """
+        if not self._model_met:
+            self._refuse_calibration()
         self.source.start_generation()
         self.onset.start_generation()
         self.restoration.start_generation()
         self._chosen = None
+
+    def _refuse_calibration(self) -> None:
+        asked = {name: getattr(self._asked, name) for name in ("calibration", "target_speedup")}
+        if self._asked.entropy_source == "calibrated":
+            asked["entropy_source"] = self._asked.entropy_source
+        for name, value in asked.items():
+            if value is not None:
+                raise OptionError(
+                    f"{name}={value!r} requires a model or a method of one, got a function that belongs to "
+                    "none; compile the model, or leave it out"
+                )
 
     def decide(self, step: Step, stream: Tensor) -> Decision:
         if not self.budget.is_due(step):
