@@ -88,8 +88,7 @@ def prepare(variant: str, arguments: argparse.Namespace) -> nn.Module:
     elif variant == "toprovar-dense":
         toprovar_compiler.compile(model, policy="dense")
     elif variant == "toprovar":
-        budget = {} if arguments.keep_ratio is None else {"keep_ratio": arguments.keep_ratio}
-        toprovar_compiler.compile(model, **budget)
+        toprovar_compiler.compile(model, keep_ratio=arguments.keep_ratio)
     return model
 
 

@@ -31,8 +31,9 @@ class Options:
             ``start_scale`` on. Controls, which are "toprovar" but for the tokens that they keep:
             "random", "inverted" (highest entropy), "oracle" (edges of the dense picture, see
             :func:`toprovar_compiler.policies.oracle.set_maps`).
-        start_scale: first scale, counted from 0, that may be pruned. None: the last three scales if the
-            model states its schedule, else from the first scale of at least 256 tokens.
+        start_scale: first scale, counted from 0, that may be pruned. None: with ``keep_ratio``, or without
+            a calibration, the last three scales if the model states its schedule, else from the first scale
+            of at least 256 tokens.
         keep_ratio: fraction of tokens kept in a pruned block, in (0, 1]; a number, or one per scale (its
             entries before ``start_scale`` have no effect). None: what the model's calibration says, or 0.3;
             then its ``start_scale`` holds too, unless one is given.

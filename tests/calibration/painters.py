@@ -36,6 +36,11 @@ def two_scales(device: torch.device, dtype: torch.dtype) -> Any:
     return _made(PaintingVAR, (1, 4))
 
 
+def level(device: torch.device, dtype: torch.dtype) -> Any:
+    """Two scales of one size."""
+    return _made(PaintingVAR, (1, 4, 4))
+
+
 class _Unstated(PaintingVAR):
     """Its schedule is no sequence of numbers that anybody could know of."""
 

@@ -10,6 +10,19 @@ import pytest
 from toprovar_compiler.cli import main
 from toprovar_compiler.cli_arguments import EXIT_ERROR
 
+Command = Callable[..., list[str]]
+
+
+def _error(arguments: list[str], capsys: pytest.CaptureFixture[str], out: Path) -> tuple[list[str], str]:
+    """The lines of progress and the one line of the error; nothing else is printed or written."""
+    assert main(arguments) == EXIT_ERROR
+    output = capsys.readouterr()
+    *progress, error = output.err.splitlines()
+    assert error.startswith("toprovar: error: ")
+    assert output.out == ""
+    assert not out.exists()
+    return progress, error
+
 
 @pytest.mark.parametrize(
     ("painter", "more", "expected"),
@@ -19,6 +32,7 @@ from toprovar_compiler.cli_arguments import EXIT_ERROR
         ("plain", ["--prompts", "nowhere.txt"], "requires a number or a prompt file, got 'nowhere.txt'"),
         ("two_scales", [], "requires a model that states at least 3 scales, got (1, 16)"),
         ("unstated", [], "requires a model that states at least 3 scales, got None"),
+        ("level", [], "requires a model whose scales grow, got (1, 16, 16)"),
         ("absent", [], "requires a function 'absent'"),
     ],
 )
@@ -26,25 +40,20 @@ def test_bad_input_is_one_line_and_status_2(
     painter: str,
     more: list[str],
     expected: str,
-    command: Callable[..., list[str]],
+    command: Command,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(command(painter, tmp_path / "c.json", *more)) == EXIT_ERROR
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert output.err.startswith("toprovar: error: ")
-    assert output.err.count("\n") == 1
-    assert expected in output.err
-    assert list(tmp_path.iterdir()) == []
+    out = tmp_path / "c.json"
+    progress, error = _error(command(painter, out, *more), capsys, out)
+    assert progress == []
+    assert expected in error
 
 
-def test_an_empty_prompt_file(
-    command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(command("plain", tmp_path / "c.json", prompts="empty.txt")) == EXIT_ERROR
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
+def test_an_empty_prompt_file(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "c.json"
+    progress, error = _error(command("plain", out, prompts="empty.txt"), capsys, out)
+    assert progress == []
     assert "empty.txt requires at least one prompt, got an empty file" in error
 
 
@@ -63,19 +72,15 @@ def test_what_only_painting_shows_is_one_line_after_the_progress(
     painter: str,
     more: list[str],
     expected: str,
-    command: Callable[..., list[str]],
+    command: Command,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(command(painter, tmp_path / "c.json", *more)) == EXIT_ERROR
-    output = capsys.readouterr()
-    *progress, error = output.err.splitlines()
+    out = tmp_path / "c.json"
+    progress, error = _error(command(painter, out, *more), capsys, out)
     assert progress
     assert all(line.startswith("[") for line in progress)
-    assert error.startswith("toprovar: error: ")
     assert expected in error
-    assert output.out == ""
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -94,7 +99,7 @@ def test_what_only_painting_shows_is_one_line_after_the_progress(
 def test_misuse_shows_the_usage_and_one_line(
     more: list[str],
     expected: str,
-    command: Callable[..., list[str]],
+    command: Command,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import toprovar_compiler
-from tests.policies.calibrations import MILD, PLAN, STRONG, calibration
+from tests.policies.calibrations import MILD, PLAN, STRONG, calibration, gate
 from tests.toy_generators import ClassVAR, make
 from toprovar_compiler.errors import ArtifactError, OptionError, UnsupportedModelError
 from toprovar_compiler.options import Options
@@ -142,8 +142,17 @@ def test_gates_that_do_not_fit_are_refused(change: Any, calibration_file: Path) 
 @pytest.mark.parametrize("scale", ["1", "2", "3"])
 def test_every_scale_before_a_pruned_one_needs_a_gate(scale: str, calibration_file: Path) -> None:
     _change(calibration_file, lambda content: content["gates"].pop(scale))
-    with pytest.raises(ArtifactError, match="is damaged .*plans from scale 2 on with gates of scales"):
+    with pytest.raises(
+        ArtifactError, match=r"is damaged .*plans that prune the scales \[2, 3, 4\], gates of"
+    ):
         load_calibration(calibration_file)
+
+
+def test_a_scale_that_runs_in_full_needs_no_gate_before_it(model: Any, tmp_path: Path) -> None:
+    plan = Plan(1.5, 0.9, (1.0, 1.0, 1.0, 0.5, 1.0))
+    made = calibration(model, gates={2: gate(3, 4)}, plan=plan, plans=())
+    made.save(tmp_path / "one.json")
+    assert load_calibration(tmp_path / "one.json") == made
 
 
 @pytest.mark.parametrize("place", ["plan", "plans"])

@@ -43,11 +43,14 @@ class Generation:
 
     def show(self, source: OnlineEntropy) -> None:
         source.start_generation()
-        for (scale, layer), entropy in self.entropies.items():
+        for scale in range(1, len(SCHEDULE)):
             keys = sum(SCHEDULE[: scale + 1])
             x = torch.zeros(ROWS, SCHEDULE[scale], 1)
-            source.observe(_step(scale, layer), Outcome(entropy, None, x, x, keys))
-            if layer == LAYERS - 1 and scale in self.vectors:
+            for layer in range(LAYERS):
+                if (scale, layer) in self.entropies:
+                    entropy = self.entropies[scale, layer]
+                    source.observe(_step(scale, layer), Outcome(entropy, None, x, x, keys))
+            if scale in self.vectors:
                 vectors = self.vectors[scale]
                 source.observe_codes(torch.zeros(vectors.shape[:2], dtype=torch.long), vectors)
 
@@ -111,6 +114,16 @@ def test_a_generation_that_broke_off_is_learned_from_but_is_not_enough() -> None
     whole.show(source)
     assert source.learning, "the last pruned scale had no gate yet"
     assert _ranking(source, later) == _ranking(CalibratedEntropy(_gates(broken, whole)), later)
+
+
+def test_entropies_predict_the_codes_of_the_very_next_scale_alone() -> None:
+    """A scale without entropies has no gate, and neither has the one before it."""
+    whole, gap, later = Generation(0), Generation(0), Generation(1)
+    for layer in range(LAYERS):
+        del gap.entropies[3, layer]
+    source = OnlineEntropy(None)
+    gap.show(source)
+    assert _ranking(source, later) == _ranking(CalibratedEntropy({1: _gates(whole)[1]}), later)
 
 
 def test_without_codes_the_mean_of_all_layers_ranks_and_the_reason_is_said() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from toprovar_compiler.errors import OptionError
+from toprovar_compiler.errors import OptionError, UnsupportedModelError
 from toprovar_compiler.policies.calibration import Plan
 
 RATIOS = (0.75, 0.5, 0.35, 0.25, 0.15, 0.1)
@@ -17,6 +17,7 @@ STRENGTHS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 """How many times fewer FLOPs a calibration has plans for, as far as its scales allow."""
 MOST_SCALES = 6
 _LEAST_SHARE = 0.02
+_COEFFICIENTS = 3
 
 Damage = Mapping[tuple[int, float], float]
 """(scale, keep ratio) -> 1 - SSIM to the dense picture where that scale alone is pruned so."""
@@ -38,13 +39,26 @@ class FlopsModel:
 
     @classmethod
     def of(cls, schedule: Sequence[int], flops: Mapping[int, int]) -> FlopsModel:
-        """From the dense FLOPs of each scale, at least three of them."""
+        """From the dense FLOPs of each scale.
+
+        Raises:
+            UnsupportedModelError: fewer than three scales were counted.
+        """
+        if len(flops) < _COEFFICIENTS:
+            raise UnsupportedModelError(
+                f"calibration requires a model of which at least {_COEFFICIENTS} scales run compiled, got "
+                f"{len(flops)}; toprovar_compiler.summary() says why"
+            )
         keys = list(itertools.accumulate(schedule))
         rows = [(1, schedule[s], schedule[s] * keys[s]) for s in sorted(flops)]
         costs = [flops[s] for s in sorted(flops)]
         # Exact: a plan must not depend on how a library rounds.
-        normal = [[sum(row[i] * row[j] for row in rows) for j in range(3)] for i in range(3)]
-        right = [sum(row[i] * cost for row, cost in zip(rows, costs, strict=True)) for i in range(3)]
+        normal = [
+            [sum(row[i] * row[j] for row in rows) for j in range(_COEFFICIENTS)] for i in range(_COEFFICIENTS)
+        ]
+        right = [
+            sum(row[i] * cost for row, cost in zip(rows, costs, strict=True)) for i in range(_COEFFICIENTS)
+        ]
         return cls(tuple(schedule), *(float(found) for found in _solve(normal, right)))
 
     def total(self, keep_ratio: Sequence[float]) -> float:

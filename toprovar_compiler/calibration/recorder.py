@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -28,8 +26,8 @@ class HeadRecorder(BasePolicy):
         return Dense(entropy=True)
 
     def observe(self, step: Step, outcome: Outcome) -> None:
-        if outcome.entropy is not None and outcome.keys > 1:
-            share = outcome.entropy.detach() / math.log(outcome.keys)
+        share = outcome.entropy_share
+        if share is not None:
             self._maps.setdefault(step.scale, {})[step.layer] = share
 
     def take(self, pictures: int) -> dict[int, Tensor]:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -94,6 +95,11 @@ class _Calibrator:
             raise UnsupportedModelError(
                 f"calibration requires a model that states at least {_FEWEST_SCALES} scales, got {schedule}; "
                 "set its attribute patch_nums"
+            )
+        if any(later <= earlier for earlier, later in pairwise(schedule)):
+            raise UnsupportedModelError(
+                f"calibration requires a model whose scales grow, got {schedule} tokens; toprovar prunes the "
+                "fine scales of a coarse-to-fine model"
             )
         self.model, self.schedule, self.settings = model, schedule, settings
         size = settings.batch

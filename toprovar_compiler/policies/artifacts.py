@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from toprovar_compiler.errors import ArtifactError
 from toprovar_compiler.schedule import stated_schedule
+
+Made = TypeVar("Made")
 
 MOST_BYTES = 64 << 20
 """Of a file that is read at all; those of the largest public models are far smaller."""
@@ -50,14 +52,16 @@ def same_sketch(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     )
 
 
-def read_artifact(path: Path, kind: str, schema: int, title: str, remedy: str) -> dict[str, Any]:
-    """The content of a JSON file that says of itself that it is of this kind and schema.
+def read_artifact(
+    path: Path, kind: str, schema: int, title: str, remedy: str, parse: Callable[[dict[str, Any]], Made]
+) -> Made:
+    """What ``parse`` makes of a JSON file that says of itself that it is of this kind and schema.
 
     Args:
         title: what the file holds, and remedy: what to do without it; for messages.
 
     Raises:
-        ArtifactError: no such file, too large, no JSON, or of another kind or schema.
+        ArtifactError: no such file, too large, no JSON, of another kind or schema, or damaged.
     """
     try:
         if path.stat().st_size > MOST_BYTES:
@@ -68,8 +72,10 @@ def read_artifact(path: Path, kind: str, schema: int, title: str, remedy: str) -
     head = (content.get("kind"), content.get("schema")) if isinstance(content, dict) else None
     if head != (kind, schema):
         raise ArtifactError(f"{title} {path} requires kind {kind!r} of schema {schema}, got {head}; {remedy}")
-    found: dict[str, Any] = content
-    return found
+    try:
+        return parse(content)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{title} {path} is damaged ({error!r}); {remedy}") from error
 
 
 def numbers(items: Iterable[Any], count: int | None = None) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -82,6 +83,11 @@ class Outcome(NamedTuple):
     stream_in: Tensor
     stream_out: Tensor
     keys: int
+
+    @property
+    def entropy_share(self) -> Tensor | None:
+        """The entropy over the largest that so many keys allow, log Nk; None where there is one key."""
+        return None if self.entropy is None or self.keys < 2 else self.entropy / math.log(self.keys)
 
 
 class Policy(Protocol):

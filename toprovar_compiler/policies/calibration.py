@@ -59,10 +59,14 @@ class Plan:
     keep_ratio: tuple[float, ...]
 
     @property
+    def pruned_scales(self) -> list[int]:
+        """Scales of which not all tokens are kept."""
+        return [scale for scale, ratio in enumerate(self.keep_ratio) if ratio < 1]
+
+    @property
     def start_scale(self) -> int:
         """The first scale that is pruned; the last one where none is."""
-        pruned = [scale for scale, ratio in enumerate(self.keep_ratio) if ratio < 1]
-        return min(pruned, default=len(self.keep_ratio) - 1)
+        return min(self.pruned_scales, default=len(self.keep_ratio) - 1)
 
 
 @dataclass(frozen=True)
@@ -159,11 +163,7 @@ def load_calibration(path: Path) -> Calibration:
     Raises:
         ArtifactError: no such file, damaged, or of another kind or schema.
     """
-    content = read_artifact(path, KIND, SCHEMA, "calibration", _REMEDY)
-    try:
-        return _calibration(content)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"calibration {path} is damaged ({error!r}); {_REMEDY}") from error
+    return read_artifact(path, KIND, SCHEMA, "calibration", _REMEDY, _calibration)
 
 
 def _calibration(content: dict[str, Any]) -> Calibration:
@@ -171,14 +171,13 @@ def _calibration(content: dict[str, Any]) -> Calibration:
     if min(schedule) < 1 or list(schedule) != list(content["schedule"]):
         raise ValueError(f"schedule {schedule}")
     plans = [_plan(plan, len(schedule)) for plan in (content["plan"], *content["plans"])]
-    start = min(plan.start_scale for plan in plans)
     gates = {int(scale): _gate(gate) for scale, gate in content["gates"].items()}
     shapes = {(len(gate.weights), len(gate.weights[0])) for gate in gates.values()}
     if len(shapes) != 1 or not all(0 <= scale < len(schedule) - 1 for scale in gates):
         raise ValueError(f"gates of scales {sorted(gates)} with layers and heads {sorted(shapes)}")
-    needed = range(start - 1, len(schedule) - 1)
-    if not 1 <= start < len(schedule) or not set(needed) <= set(gates):
-        raise ValueError(f"plans from scale {start} on with gates of scales {sorted(gates)}")
+    pruned = {scale for plan in plans for scale in plan.pruned_scales}
+    if not {scale - 1 for scale in pruned} <= set(gates):
+        raise ValueError(f"plans that prune the scales {sorted(pruned)}, gates of {sorted(gates)}")
     return Calibration(
         model=str(content["model"]),
         fingerprint=str(content["fingerprint"]),

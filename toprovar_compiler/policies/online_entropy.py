@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -72,16 +71,22 @@ class OnlineEntropy(BaseSource):
     def observe(self, step: Step, outcome: Outcome) -> None:
         if self._learned is not None:
             self._learned.observe(step, outcome)
-        elif outcome.entropy is not None and outcome.kept is None and outcome.keys > 1:
-            if step.scale != self._scale:
-                self._scale, self._earlier, self._maps = step.scale, self._maps, {}
-            self._maps[step.layer] = outcome.entropy.detach() / math.log(outcome.keys)
+            return
+        share = outcome.entropy_share
+        if share is None or outcome.kept is not None:
+            return
+        if step.scale != self._scale:
+            # Entropies are to predict the codes of the very next scale.
+            self._earlier = self._maps if step.scale == self._scale + 1 else {}
+            self._scale, self._maps = step.scale, {}
+        self._maps[step.layer] = share
 
     def observe_codes(self, codes: Tensor, vectors: Tensor) -> None:
         """Codes of the running scale: what the entropies of the scale before are to predict."""
         earlier = [self._earlier[layer] for layer in sorted(self._earlier)]
         alike = len({entropy.shape[1:] for entropy in earlier}) == 1
-        if self._learned is not None or not alike or len(earlier) != len(self._maps):
+        same_scale = {entropy.shape[-1] for entropy in self._maps.values()} == {codes.shape[1]}
+        if self._learned is not None or not (alike and same_scale) or len(earlier) != len(self._maps):
             return
         old, new = grid_of(earlier[0].shape[-1]), grid_of(codes.shape[1])
         if old is None or new is None or earlier[0].shape[-1] < _FEWEST_TOKENS:

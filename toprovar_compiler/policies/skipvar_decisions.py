@@ -105,11 +105,7 @@ def load_decisions(path: Path) -> Decisions:
     Raises:
         ArtifactError: no such file, damaged, or of another kind or schema.
     """
-    content = read_artifact(path, KIND, SCHEMA, "decision model", _REMEDY)
-    try:
-        return _decisions(content)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"decision model {path} is damaged ({error!r}); {_REMEDY}") from error
+    return read_artifact(path, KIND, SCHEMA, "decision model", _REMEDY, _decisions)
 
 
 def _decisions(content: dict[str, Any]) -> Decisions:

@@ -31,9 +31,10 @@ class ToprovarPolicy(BasePolicy):
 
     Pruning may start where :class:`~toprovar_compiler.policies.onset.Onset` says so, from eq. 3.
     The budget is :class:`~toprovar_compiler.policies.budget.Budget`'s; which tokens are kept is the order of
-    the source's scores: of the importance that a calibration of the model predicts from the entropies of
-    single heads, or without one the entropy's own (eq. 5). Policies that differ in the ranking alone give
-    another source.
+    the source's scores: by default of the importance that the entropies of single heads predict, as a
+    calibration of the model or its first generation taught. The paper's order, that of the mean entropy
+    (eq. 5), is ``entropy_source="layer-mean"``. Policies that differ in the ranking alone give another
+    source.
     """
 
     name = "toprovar"
@@ -47,17 +48,18 @@ class ToprovarPolicy(BasePolicy):
 
         Raises:
             ArtifactError: the calibration that was asked for is missing, damaged or of another model.
+            OptionError: ``target_speedup`` is above that of every plan.
         """
         self._model_met = True
         calibration = calibration_for(model, self._schedule, self._asked.calibration)
         if calibration is not None:
             self._set_up(calibration.complete(self._asked), calibration)
-        elif self.options.entropy_source == "calibrated" or self.options.target_speedup is not None:
-            asking = "target_speedup" if self.options.target_speedup is not None else "entropy_source"
+            return
+        asking = _asks_for_calibration(self._asked)
+        if asking is not None:
             raise ArtifactError(
-                f"{asking}={getattr(self.options, asking)!r} requires a calibration for "
-                f"{type(model).__name__}, got none: none comes with toprovar; make one with 'toprovar "
-                "calibrate', and pass calibration=FILE"
+                f"{asking} requires a calibration for {type(model).__name__}, got none: none comes with "
+                "toprovar; make one with 'toprovar calibrate', and pass calibration=FILE"
             )
 
     def _set_up(self, options: Options, calibration: Calibration | None) -> None:
@@ -87,23 +89,16 @@ class ToprovarPolicy(BasePolicy):
         Raises:
             OptionError: a calibration was asked for, but a function without a model was compiled.
         """
-        if not self._model_met:
-            self._refuse_calibration()
+        asking = None if self._model_met else _asks_for_calibration(self._asked)
+        if asking is not None:
+            raise OptionError(
+                f"{asking} requires a model or a method of one, got a function that belongs to none; compile "
+                "the model, or leave it out"
+            )
         self.source.start_generation()
         self.onset.start_generation()
         self.restoration.start_generation()
         self._chosen = None
-
-    def _refuse_calibration(self) -> None:
-        asked = {name: getattr(self._asked, name) for name in ("calibration", "target_speedup")}
-        if self._asked.entropy_source == "calibrated":
-            asked["entropy_source"] = self._asked.entropy_source
-        for name, value in asked.items():
-            if value is not None:
-                raise OptionError(
-                    f"{name}={value!r} requires a model or a method of one, got a function that belongs to "
-                    "none; compile the model, or leave it out"
-                )
 
     def decide(self, step: Step, stream: Tensor) -> Decision:
         if not self.budget.is_due(step):
@@ -155,6 +150,14 @@ class ToprovarPolicy(BasePolicy):
 
     def _no_scores(self) -> Dense:
         return self._dense(fallback=self.source.missing)
+
+
+def _asks_for_calibration(options: Options) -> str | None:
+    """The option that cannot do without one, as it was written; None where none is needed."""
+    for name in ("calibration", "target_speedup"):
+        if getattr(options, name) is not None:
+            return f"{name}={getattr(options, name)!r}"
+    return "entropy_source='calibrated'" if options.entropy_source == "calibrated" else None
 
 
 def _restoration(options: Options, first_scale: int | None) -> Restoration:

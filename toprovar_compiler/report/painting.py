@@ -87,9 +87,8 @@ class _Painter:
     def paint(self, prompt: str, seed: int) -> Painting:
         with self._compilation.active(self._model):
             picture = paint(self._model, [prompt], seed)[0]
-            if (
-                self._session.policy.learning
-            ):  # that was the generation to learn from: now as all later ones are
+            # That was the one to learn from: now as all later ones are.
+            if self._session.policy.learning:
                 picture = paint(self._model, [prompt], seed)[0]
         kept = {scale: shares[0].cpu() for scale, shares in self._session.kept_tokens().items()}
         return Painting(picture.detach().float().cpu(), self._recorder.take_calls(), kept)
