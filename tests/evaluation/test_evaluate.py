@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.evaluation.conftest import Results, Run, command, new_process
+from toprovar_compiler import demo_contenders
 from toprovar_compiler.cli import EXIT_INTERRUPTED, main
 from toprovar_compiler.evaluation import painter
 from toprovar_compiler.evaluation.store import Store
@@ -115,6 +117,22 @@ def test_nothing_is_painted_twice(
     shutil.copytree(finished[0], tmp_path / "copy")
     monkeypatch.setattr(painter, "paint", None)
     assert run(tmp_path / "copy") == finished[1]
+
+
+def test_pictures_are_reproducible_and_times_are_those_of_the_fastest_kernels(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, bool]] = []
+    for module, stage in ((painter, "paint"), (demo_contenders, "paint")):
+        original = getattr(module, stage)
+
+        def spied(*arguments: Any, of: str = module.__name__, call: Any = original) -> Any:
+            seen.append((of.rpartition(".")[2], torch.are_deterministic_algorithms_enabled()))
+            return call(*arguments)
+
+        monkeypatch.setattr(module, stage, spied)
+    run(tmp_path, "--timed", "1", "--policy", "dense", "--prompts", "2")
+    assert set(seen) == {("painter", True), ("demo_contenders", False)}
 
 
 def test_latency_beside_quality(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

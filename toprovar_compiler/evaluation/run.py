@@ -20,6 +20,7 @@ from toprovar_compiler.evaluation.painter import Painter
 from toprovar_compiler.evaluation.processes import Processes
 from toprovar_compiler.evaluation.prompts import read_prompts
 from toprovar_compiler.evaluation.report import markdown, sheet
+from toprovar_compiler.evaluation.reproducible import reproducible
 from toprovar_compiler.evaluation.results import TOO_FEW, make_results, not_computed
 from toprovar_compiler.evaluation.stages import judge_true_scenes, paint_policies
 from toprovar_compiler.evaluation.store import FORMAT, FORMAT_VERSION, TRUE_SCENES, Store
@@ -88,7 +89,7 @@ def evaluate(settings: Settings, processes: Processes) -> Report:
     run = run_identity(model, suite, prompts, _figures_depend_on(settings, batches))
     store = Store(settings.out)
     store.open(run)
-    with processes.joined(device):
+    with processes.joined(device), reproducible():
         mine, first = processes.share(batches), processes.rank == 0
         if suite is not None:
             judge_true_scenes(store, suite, mine, device, show=first)
