@@ -1,169 +1,181 @@
-"""Attention with entropy against the attention that torch ships.
+"""Attention with entropy against the attention that there is: docs/attention.md says how to read the results.
 
     python -m benchmarks.attention [--rounds 9] [--out benchmarks/results]
 
-On CPU: the operator against torch's SDPA in float32 and bfloat16 at the embedded model's shapes. On a GPU:
-the Triton kernel against SDPA's FlashAttention and cuDNN, and against naive entropy (attention, then the
-whole matrix again), bfloat16, at the shapes of Infinity-2B, Infinity-8B, HART and VAR. Shapes are B, H, Nq,
-Nk, D.
+On a GPU, in bfloat16: the operator and its portable kernel against FlashAttention 2 and cuDNN (SDPA's),
+FlashAttention 3 (if the package fa3-fwd is installed), flex_attention and naive entropy, at nine single
+shapes (flex_attention at these only) and at all scales of Infinity-2B, Infinity-8B, VAR-d36 and HART; inside
+CUDA graphs, with a warm and a flushed L2 cache. Also what a call costs the host. Writes attention-cuda.json,
+.md and .png. On CPU: the operator against SDPA in float32 and bfloat16 at the embedded model's shapes; writes
+attention-cpu.json and .md. Shapes are B, H, Nq, Nk, D.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.measure import environment, in_graph, interleaved
-from toprovar_compiler.kernels import ops  # noqa: F401  (registers the operator)
+from benchmarks.attention_report import (
+    Result,
+    entropy_line,
+    host_table,
+    missing_lines,
+    over_best_rival,
+    shape_table,
+    total_table,
+    totals,
+    with_rates,
+    worst,
+)
+from benchmarks.attention_rivals import (
+    NAIVE,
+    Contender,
+    flex,
+    on_cpu,
+    on_gpu,
+    operands,
+    rival_versions,
+    supporting,
+)
+from benchmarks.attention_shapes import (
+    CPU_SHAPES,
+    GPU_SHAPES,
+    HOST_SHAPE,
+    MODELS,
+    Shape,
+    distinct_shapes,
+    scales,
+)
+from benchmarks.graphs import COLD, STATES, WARM, host_times, warm_and_cold
+from benchmarks.measure import environment, interleaved, rounds
+from benchmarks.peaks import peak_tflops
 
-Shape = tuple[int, int, int, int, int]
-
-CPU_SHAPES: list[Shape] = [
-    (2, 4, 1024, 2130, 64),
-    (2, 4, 576, 1106, 64),
-    (2, 4, 307, 1400, 64),
-    (2, 4, 256, 530, 64),
-    (16, 4, 256, 530, 64),
-]
-GPU_SHAPES: list[Shape] = [
-    (2, 16, 4096, 10521, 128),
-    (2, 28, 4096, 10521, 128),
-    (2, 16, 2304, 6425, 128),
-    (2, 16, 1024, 2521, 128),
-    (2, 16, 256, 521, 128),
-    (2, 16, 1024, 10521, 128),
-    (2, 24, 4096, 9451, 64),
-    (2, 30, 1024, 2240, 64),
-    (2, 30, 256, 680, 64),
-]
-INFINITY_SIDES = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64)
+_CPU_DTYPES = (torch.float32, torch.bfloat16)
 
 
-def infinity_scales() -> list[Shape]:
-    """All 13 scales of Infinity-2B at 1024 x 1024 (one layer), two rows for guidance."""
-    shapes, keys = [], 0
-    for side in INFINITY_SIDES:
-        keys += side * side
-        shapes.append((2, 16, side * side, keys, 128))
-    return shapes
+def measure_on_cpu(shape: Shape, dtype: torch.dtype, count: int) -> Result:
+    """Wall times, taking turns; after the two warm-ups the caches are as warm as the calls leave them."""
+    q, k, v = operands(shape, dtype, "cpu")
+    calls = {name: bind(q, k, v) for name, bind, _ in on_cpu().contenders}
+    times = {name: with_rates(shape, taken, None) for name, taken in interleaved(calls, count).items()}
+    return {"shape": shape, "dtype": str(dtype).removeprefix("torch."), WARM: times, "refused": {}}
 
 
-def operands(shape: Shape, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    batch, heads, queries, keys, size = shape
-    generator = torch.Generator(device).manual_seed(0)
-    made = [
-        torch.randn(batch, heads, n, size, generator=generator, device=device, dtype=torch.float32).to(dtype)
-        for n in (queries, keys, keys)
+def measure_on_gpu(shape: Shape, contenders: Sequence[Contender], count: int, peak: float | None) -> Result:
+    """Times of every contender that supports the shape, and which of our kernels the operator takes."""
+    from toprovar_compiler.kernels.hopper_attention import choose_plan  # needs Triton, which CPUs do without
+
+    q, k, v = operands(shape, torch.bfloat16, "cuda")
+    calls, refused = supporting(contenders, q, k, v)
+    taken = warm_and_cold(calls, count)
+    kernel = "portable" if choose_plan(q, k, v) is None else "hopper"
+    result: Result = {"shape": shape, "dtype": "bfloat16", "kernel": kernel, "refused": refused}
+    for state in STATES:
+        result[state] = {name: with_rates(shape, times, peak) for name, times in taken[state].items()}
+    return {**result, "over_best_rival": {state: over_best_rival(result, state) for state in STATES}}
+
+
+def host_of(contenders: Sequence[Contender], count: int) -> dict[str, Any]:
+    """The host's time per call at a small shape, of all but the naive form."""
+    q, k, v = operands(HOST_SHAPE, torch.bfloat16, "cuda")
+    found = {}
+    for name, bind, around in contenders:
+        if name != NAIVE:
+            with around():
+                found[name] = host_times(bind(q, k, v), count)
+    return found
+
+
+def run_on_cpu(count: int, out: Path) -> str:
+    names = [contender.name for contender in on_cpu().contenders]
+    results = {dtype: [measure_on_cpu(shape, dtype, count) for shape in CPU_SHAPES] for dtype in _CPU_DTYPES}
+    every = [result for own in results.values() for result in own]
+    _write(out / "attention-cpu.json", {"environment": environment(), "shapes": every})
+    return "\n\n".join(f"{dtype}\n\n{shape_table(own, names, WARM)}" for dtype, own in results.items())
+
+
+def run_on_gpu(count: int, out: Path) -> str:
+    from benchmarks.attention_plot import plot  # before the minutes of measuring: matplotlib may be missing
+
+    field = on_gpu()
+    with_flex = (*field.contenders, flex())
+    device = torch.cuda.get_device_name()
+    peak = peak_tflops(device)
+    record: dict[str, Any] = {
+        "environment": environment(),
+        "rivals": rival_versions(),
+        "absent": field.absent,
+        "peak": {"device": device, "dense_bfloat16_tflops": peak},
+    }
+    start = time.perf_counter()
+    # First, since it shows within seconds whether everything runs.
+    record["host"] = {"shape": HOST_SHAPE, "calls": host_of(with_flex, count)}
+    results: dict[Shape, Result] = {}
+    for shape in distinct_shapes():
+        contenders = with_flex if shape in GPU_SHAPES else field.contenders
+        results[shape] = measure_on_gpu(shape, contenders, count, peak)
+        _progress(results[shape], time.perf_counter() - start)
+    of_models = {name: [results[shape] for shape in scales(model)] for name, model in MODELS.items()}
+    record["shapes"] = list(results.values())
+    record["models"] = {
+        name: {state: totals(own, state) for state in STATES} for name, own in of_models.items()
+    }
+    record["worst"] = {state: worst(results.values(), state) for state in STATES}
+    record["seconds"] = time.perf_counter() - start
+    _write(out / "attention-cuda.json", record)
+    plot(of_models, COLD, peak, out / "attention-cuda.png")
+    return _markdown(record, [results[shape] for shape in GPU_SHAPES])
+
+
+def _progress(result: Result, seconds: float) -> None:
+    ratios = ", ".join(f"{result['over_best_rival'][state]['ratio']:.2f} ({state})" for state in STATES)
+    print(
+        f"{seconds:5.0f} s  {result['shape']}  {result['kernel']}  over the best rival {ratios}", flush=True
+    )
+
+
+def _markdown(record: dict[str, Any], singles: Sequence[Result]) -> str:
+    absent = record["absent"]
+    names = list(dict.fromkeys(name for result in singles for name in result[WARM]))
+    peak = record["peak"]
+    parts = [
+        f"{peak['device']}, bfloat16, peak {peak['dense_bfloat16_tflops'] or 'unknown'} TFLOP/s; "
+        f"`{record['environment']['command']}`",
+        total_table(record["models"], absent),
+        *(f"L2 cache {state}\n\n{shape_table(singles, names, state)}" for state in STATES),
+        host_table(record["host"]["calls"]),
+        entropy_line(record["models"], absent),
+        missing_lines(absent, record["shapes"]),
     ]
-    return made[0], made[1], made[2]
+    return "\n\n".join(part for part in parts if part)
 
 
-def naive_entropy(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """FlashAttention for the output, and the whole attention matrix for the entropy."""
-    out = scaled_dot_product_attention(q, k, v)
-    log_weights = torch.log_softmax((q @ k.mT).float() / math.sqrt(q.shape[-1]), -1)
-    return out, -(log_weights.exp() * log_weights).sum(-1)
-
-
-def rivals(shape: Shape, dtype: torch.dtype, device: str) -> dict[str, Callable[[], Any]]:
-    q, k, v = operands(shape, dtype, device)
-    fae = torch.ops.toprovar.flash_attention_entropy
-    if device == "cpu":
-        return {
-            "toprovar": lambda: fae(q, k, v, None, None),
-            "sdpa": lambda: scaled_dot_product_attention(q, k, v),
-        }
-
-    def backend(which: SDPBackend) -> Callable[[], Tensor]:
-        def call() -> Tensor:
-            with sdpa_kernel(which):
-                return scaled_dot_product_attention(q, k, v)
-
-        return call
-
-    return {
-        "toprovar": lambda: fae(q, k, v, None, None),
-        "flash": backend(SDPBackend.FLASH_ATTENTION),
-        "cudnn": backend(SDPBackend.CUDNN_ATTENTION),
-        "naive entropy": lambda: naive_entropy(q, k, v),
-    }
-
-
-def measure(shape: Shape, dtype: torch.dtype, device: str, rounds: int) -> dict[str, Any]:
-    calls = rivals(shape, dtype, device)
-    if device == "cuda":
-        times = {name: {"median": _graph_seconds(call, rounds)} for name, call in calls.items()}
-    else:
-        times = interleaved(calls, rounds, device)
-    best = min(times[name]["median"] for name in times if name not in ("toprovar", "naive entropy"))
-    return {
-        "shape": shape,
-        "dtype": str(dtype).removeprefix("torch."),
-        "seconds": times,
-        "over_best_rival": times["toprovar"]["median"] / best,
-    }
-
-
-def _graph_seconds(call: Callable[[], Any], rounds: int) -> float:
-    """Infinite where a rival does not support a shape (cuDNN refuses a single key)."""
-    try:
-        return in_graph(call, rounds=rounds)
-    except RuntimeError as error:
-        if "No available kernel" not in str(error):
-            raise
-        torch.cuda.synchronize()
-        return math.inf
-
-
-def row(result: dict[str, Any]) -> str:
-    times = result["seconds"]
-    ours = times["toprovar"]["median"]
-    ratios = " | ".join(f"{ours / times[name]['median']:.2f}" for name in times if name != "toprovar")
-    return f"| {result['shape']} | {result['dtype']} | {ours * 1e6:.1f} | {ratios} |"
+def _write(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1, allow_nan=False))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.attention",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=rounds, default=9)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtypes = [torch.bfloat16] if device == "cuda" else [torch.float32, torch.bfloat16]
-    shapes = GPU_SHAPES if device == "cuda" else CPU_SHAPES
-    names = [name for name in rivals((1, 1, 16, 16, 16), dtypes[0], device) if name != "toprovar"]
-    print(f"| B, H, Nq, Nk, D | dtype | toprovar us | {' | '.join(f'x {name}' for name in names)} |")
-    print("|---" * (3 + len(names)) + "|")
-    results = []
-    for dtype in dtypes:
-        for shape in shapes:
-            results.append(measure(shape, dtype, device, arguments.rounds))
-            print(row(results[-1]), flush=True)
-    report: dict[str, Any] = {"environment": environment(), "shapes": results}
-    if device == "cuda":
-        scales = [measure(shape, torch.bfloat16, device, arguments.rounds) for shape in infinity_scales()]
-        scales = [s for s in scales if all(math.isfinite(t["median"]) for t in s["seconds"].values())]
-        totals = {name: sum(s["seconds"][name]["median"] for s in scales) for name in ["toprovar", *names]}
-        report["infinity_2b_scales"] = {"scales": scales, "total_seconds": totals}
-        ratios = ", ".join(f"{totals['toprovar'] / totals[name]:.2f} x {name}" for name in names)
-        print(
-            f"{len(scales)} scales of Infinity-2B that all rivals support, one layer: "
-            f"{totals['toprovar'] * 1e3:.3f} ms = {ratios}"
-        )
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"attention-{device}.json"
-    path.write_text(json.dumps(report, indent=1))
-    print(f"written to {path}")
+    device, run = ("cuda", run_on_gpu) if torch.cuda.is_available() else ("cpu", run_on_cpu)
+    with torch.no_grad():
+        text = run(arguments.rounds, arguments.out)
+    path = arguments.out / f"attention-{device}.md"
+    path.write_text(f"{text}\n")
+    print(f"\n{text}\n\nwritten to {path} and beside it")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from triton.runtime.errors import OutOfResources
 
-from benchmarks.attention import GPU_SHAPES, Shape, operands
-from benchmarks.measure import environment, in_graph
+from benchmarks.attention_rivals import operands
+from benchmarks.attention_shapes import GPU_SHAPES, Shape
+from benchmarks.graphs import in_graph
+from benchmarks.measure import environment
 from toprovar_compiler.kernels.triton_attention import Tiles, attention_entropy_triton, choose_tiles
 
 QUERIES, KEYS, WARPS, STAGES = (16, 32, 64, 128), (32, 64, 128), (4, 8), (2, 3, 4)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from toprovar_compiler.environment import commit
 from toprovar_compiler.environment import environment as package_environment
 
 Call = Callable[[], Any]
+# Median in seconds, and the first and third quartile.
+Times = dict[str, Any]
 
-# Larger than the L2 cache of any current GPU.
-_FLUSH_BYTES = 256 * 2**20
+LEAST_ROUNDS = 3  # fewer have no quartiles to speak of
 
 
 def environment() -> dict[str, Any]:
@@ -26,62 +26,35 @@ def environment() -> dict[str, Any]:
     return {"command": command, "commit": commit(), **package_environment()}
 
 
-def interleaved(calls: dict[str, Call], rounds: int, device: str) -> dict[str, dict[str, float]]:
-    """Seconds of each call: median, and spread (largest less smallest); the calls take turns.
+def rounds(text: str) -> int:
+    """The argument of ``--rounds``.
 
-    On a GPU the L2 cache is flushed before each call, and the time is that between CUDA events.
+    Raises:
+        argparse.ArgumentTypeError: it is no whole number, or too few for quartiles.
     """
-    timed = _on_gpu if device == "cuda" else _on_cpu
+    if not text.isdecimal() or int(text) < LEAST_ROUNDS:
+        raise argparse.ArgumentTypeError(
+            f"requires a whole number of at least {LEAST_ROUNDS}, for a median and quartiles, got {text!r}; "
+            "9 is a good one"
+        )
+    return int(text)
+
+
+def summarise(seconds: Sequence[float]) -> Times:
+    """Median and quartiles of at least two times."""
+    first, median, third = statistics.quantiles(seconds, n=4, method="inclusive")
+    return {"median": median, "quartiles": [first, third]}
+
+
+def interleaved(calls: Mapping[str, Call], count: int) -> dict[str, Times]:
+    """Wall seconds of each call on the CPU, over ``count`` rounds; the calls take turns."""
     for call in calls.values():
         call()
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
+    for _ in range(count):
         for name, call in calls.items():
-            times[name].append(timed(call))
-    return {
-        name: {"median": statistics.median(taken), "spread": max(taken) - min(taken)}
-        for name, taken in times.items()
-    }
-
-
-def _on_cpu(call: Call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def _on_gpu(call: Call) -> float:
-    torch.empty(_FLUSH_BYTES, dtype=torch.int8, device="cuda").zero_()
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    call()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3
-
-
-def in_graph(call: Call, calls_per_graph: int = 10, rounds: int = 10) -> float:
-    """Median seconds of a call inside a CUDA graph of ``calls_per_graph`` of them: no host time at all."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
+            start = time.perf_counter()
             call()
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(calls_per_graph):
-            call()
-    graph.replay()
-    torch.cuda.synchronize()
-    times = []
-    for _ in range(rounds):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) / 1e3 / calls_per_graph)
-    return statistics.median(times)
+            times[name].append(time.perf_counter() - start)
+    return {name: summarise(taken) for name, taken in times.items()}

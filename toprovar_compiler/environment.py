@@ -20,12 +20,16 @@ _GIT_SECONDS = 10
 
 
 def environment() -> dict[str, Any]:
-    """JSON-ready facts; ``triton`` is None where it is not installed, ``gpus`` may be empty."""
+    """JSON-ready facts; ``triton`` is None where it is not installed, ``gpus`` may be empty.
+
+    ``cpu_vectors`` are the vector instructions that torch uses: "AVX2", "AVX512", others elsewhere.
+    """
     return {
         "toprovar": toprovar_compiler.__version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
+        "cpu_vectors": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "torch": torch.__version__,
