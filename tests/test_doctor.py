@@ -77,6 +77,17 @@ def test_which_attention_a_gpu_gets(
     assert (gpu.device, gpu.attention, gpu.why_not) == ("cuda:0", attention, None)
 
 
+def test_probe_tries_the_hopper_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"gpus": [{"name": "G", "capability": "9.0", "memory_gib": 1.0}], "triton": "3.6.0"}
+    monkeypatch.setattr(doctor, "environment", lambda: facts)
+    monkeypatch.setattr(doctor, "hopper_unavailable", lambda device: None)
+    monkeypatch.setattr(doctor, "hopper_shortfall", lambda device, size, dtype: "no" if size == 128 else None)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(doctor, "native", lambda: Native(object(), 16, True, None))
+    assert examine().plans[1].attention == "Hopper kernel, Triton for the rest"
+    assert examine(probe=True).plans[1].attention == "Triton kernel (Hopper's: no)"
+
+
 @pytest.mark.parametrize("works", [True, False])
 def test_probe_compiles_something(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def compile_(function: object) -> object:

@@ -15,7 +15,7 @@ from torch import Tensor
 from toprovar_compiler.environment import environment
 from toprovar_compiler.errors import KernelUnavailableError
 from toprovar_compiler.kernels.cpu_native import Native, native
-from toprovar_compiler.kernels.hopper_attention import hopper_unavailable
+from toprovar_compiler.kernels.hopper_attention import PLANS, hopper_shortfall, hopper_unavailable
 
 _BACKEND_GROUP = "torch_dynamo_backends"
 _BACKEND_NAME = "toprovar"
@@ -81,15 +81,15 @@ class Diagnosis:
 
 
 def examine(probe: bool = False) -> Diagnosis:
-    """Look at everything. With ``probe`` the CPU's attention kernel and a small function are compiled and
-    the function is run too, which takes seconds."""
+    """Look at everything. With ``probe`` the attention kernels of the CPU and of Hopper GPUs and a small
+    function are compiled too, and the latter two run, which takes seconds."""
     compiler = _compiler()
     findings = [_entry_point(), *map(_op, _OPS), compiler, _headers(), _triton(), _gpus()]
     kernel = None
     if probe:
         kernel = native()
         findings += [_kernel(kernel), _probe()]
-    return Diagnosis(environment(), tuple(findings), (_cpu_plan(compiler, kernel), *_gpu_plans()))
+    return Diagnosis(environment(), tuple(findings), (_cpu_plan(compiler, kernel), *_gpu_plans(probe)))
 
 
 def require_compiler(device: torch.device) -> None:
@@ -183,7 +183,7 @@ def _cpu_plan(compiler: Finding, kernel: Native | None) -> Plan:
     return Plan("cpu", "Inductor, C++", "C++ kernel" if compiled else "torch operations on tiles", missing)
 
 
-def _gpu_plans() -> list[Plan]:
+def _gpu_plans(probe: bool) -> list[Plan]:
     def plan(device: str, attention: str, why_not: str | None) -> Plan:
         return Plan(device, "Inductor, Triton", attention, why_not)
 
@@ -193,13 +193,17 @@ def _gpu_plans() -> list[Plan]:
     why_not = None if facts["triton"] else "Triton is not installed: pip install triton"
     names = [f"cuda:{index}" for index in range(len(facts["gpus"]))]
     return [
-        plan(name, _gpu_attention(name) if why_not is None else "Triton kernel", why_not) for name in names
+        plan(name, _gpu_attention(torch.device(name), probe) if why_not is None else "Triton kernel", why_not)
+        for name in names
     ]
 
 
-def _gpu_attention(device: str) -> str:
+def _gpu_attention(device: torch.device, probe: bool) -> str:
     """Which kernels serve; why the Hopper one does not, if so."""
-    why_not = hopper_unavailable(torch.device(device))
+    why_not = hopper_unavailable(device)
+    if probe and why_not is None:
+        tried = (hopper_shortfall(device, size, torch.bfloat16) for size in PLANS)
+        why_not = next(filter(None, tried), None)
     return "Hopper kernel, Triton for the rest" if why_not is None else f"Triton kernel (Hopper's: {why_not})"
 
 

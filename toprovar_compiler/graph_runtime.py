@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from toprovar_compiler.counters import Work
 from toprovar_compiler.errors import UnsupportedGraphError
+from toprovar_compiler.kernels.hopper_attention import hopper_shortfall
 from toprovar_compiler.passes.attention import Attention
 from toprovar_compiler.passes.base import GraphPass
 from toprovar_compiler.passes.drop_assertions import DropAssertions
@@ -21,7 +22,7 @@ from toprovar_compiler.passes.fuse_entropy import FuseEntropy
 from toprovar_compiler.passes.graph_tools import clone, expr_of, outputs, placeholders, value_of
 from toprovar_compiler.passes.insert_gate import InsertGate
 from toprovar_compiler.passes.manager import PassManager
-from toprovar_compiler.passes.match_attention import MatchAttention
+from toprovar_compiler.passes.match_attention import MARK, MatchAttention
 from toprovar_compiler.passes.prune_tokens import PrunedKeys, PruneTokens
 from toprovar_compiler.passes.token_axis import TokenStream, find_source, find_token_stream
 from toprovar_compiler.policies.base import Dense, Outcome, Prune, Step
@@ -65,7 +66,7 @@ class GraphRuntime:
         self.stream_position = inputs.index(self.source)
         self._weights = _nearest_matrices(attention[0].query, inputs)
         self._layer_position: int | None = None
-        self.maps = len(attention)
+        self._attention, self.maps = attention, len(attention)
         self.stream, self.unsupported = _token_stream(self.typed)
         self._sizes = _SizeReader(self.typed.graph, inputs, attention[0])
         self._variants: dict[tuple[object, ...], list[Variant]] = {}
@@ -138,6 +139,9 @@ class GraphRuntime:
         sizes: tuple[int, ...],
         given: Sequence[Any],
     ) -> Sequence[Any]:
+        for reason in self._slower_kernels:
+            # strict=True refuses where pruning could not be done; here all is done, only slower.
+            self.owner.current_session().note(reason)
         compiled = self._variants.setdefault(name, [])
         for variant in compiled:
             if variant.accepts(sizes, given):
@@ -151,6 +155,13 @@ class GraphRuntime:
         compiled.append(variant)
         self.owner.current_session().graph_compiled()
         return variant.run(*given)
+
+    @functools.cached_property
+    def _slower_kernels(self) -> set[str]:
+        """Why attention with entropy runs slower than its GPU could; empty where nothing is amiss."""
+        queries = ((value_of(each.query), each.node.meta[MARK].dtype) for each in self._attention)
+        reasons = (hopper_shortfall(query.device, query.shape[-1], dtype) for query, dtype in queries)
+        return {f"attention runs slower than this GPU's Hopper kernel would: {why}" for why in reasons if why}
 
     def _outcome(
         self, results: Sequence[Any], end: int, index: Tensor | None, arguments: Sequence[Any], keys: int

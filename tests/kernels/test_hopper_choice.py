@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +20,13 @@ from toprovar_compiler.kernels.hopper_attention import (
     choose_plan,
     describable,
     descriptor,
+    hopper_shortfall,
     hopper_unavailable,
+    trial,
 )
 
 PROCESSORS = 132
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.fixture
@@ -29,7 +34,7 @@ def _on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """Choose as on an H100, on whatever device the operands are."""
     monkeypatch.setattr(hopper_attention, "hopper_unavailable", lambda device: None)
     monkeypatch.setattr(hopper_attention, "_processors", lambda index: PROCESSORS)
-    monkeypatch.setattr(hopper_attention, "_failures", {})
+    monkeypatch.setattr(hopper_attention, "trial", lambda *_: None)
 
 
 def operands(
@@ -81,18 +86,42 @@ def test_layouts_that_the_copy_engine_takes() -> None:
 
 
 def test_a_device_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = torch.device("cuda", 0)
-    monkeypatch.setattr(hopper_attention, "_failures", {})
     assert "GPU" in str(hopper_unavailable(CPU))
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 0))
-        hopper_attention._unsuited.cache_clear()
-        assert "got 8.0" in str(hopper_unavailable(cuda))
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    with _capability(monkeypatch, (8, 0)):
+        assert "got 8.0" in str(hopper_unavailable(CUDA))
+    with _capability(monkeypatch, (9, 0)) as patch:
         patch.setattr(hopper_attention, "_kernels", _missing_gluon)
+        assert "AttributeError: no warpgroup_mma" in str(hopper_unavailable(CUDA))
+
+
+def test_only_a_hopper_gpu_falls_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel was not made for is no shortfall: other devices, head sizes and dtypes."""
+    with _capability(monkeypatch, (8, 0)):
+        assert hopper_shortfall(CUDA, 64, torch.bfloat16) is None
+    with _capability(monkeypatch, (9, 0)) as patch:
+        patch.setattr(hopper_attention, "_kernels", _missing_gluon)
+        assert hopper_shortfall(CPU, 64, torch.bfloat16) is None
+        assert hopper_shortfall(CUDA, 80, torch.bfloat16) is None
+        assert hopper_shortfall(CUDA, 64, torch.float32) is None
+        assert "no warpgroup_mma" in str(hopper_shortfall(CUDA, 64, torch.bfloat16))
+
+
+def test_a_plan_that_fails_is_a_shortfall(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = PLANS[64][-1]
+    with _capability(monkeypatch, (9, 0)) as patch:
+        patch.setattr(hopper_attention, "_kernels", lambda: None)
+        patch.setattr(hopper_attention, "trial", lambda index, plan, *_: "no" if plan == narrow else None)
+        assert hopper_shortfall(CUDA, 64, torch.bfloat16) == "no"
+        assert hopper_shortfall(CUDA, 128, torch.bfloat16) is None
+
+
+@contextmanager
+def _capability(monkeypatch: pytest.MonkeyPatch, found: tuple[int, int]) -> Iterator[pytest.MonkeyPatch]:
+    """As on a GPU of that compute capability."""
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "get_device_capability", lambda index: found)
         hopper_attention._unsuited.cache_clear()
-        assert "AttributeError: no warpgroup_mma" in str(hopper_unavailable(cuda))
+        yield patch
     hopper_attention._unsuited.cache_clear()
 
 
@@ -100,24 +129,56 @@ def _missing_gluon() -> None:
     raise AttributeError("no warpgroup_mma")
 
 
-@pytest.mark.usefixtures("_on_hopper")
-def test_a_kernel_that_fails_says_so_and_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, v = operands(16, 256, 521, 64)
-    out, entropy = torch.empty_like(q), torch.empty(q.shape[:3])
-    monkeypatch.setattr(hopper_attention, "_kernels", lambda: None)
-    monkeypatch.setattr(hopper_attention, "_launch", _failing_launch)
+@pytest.fixture
+def _tried_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Trials launch nothing, on a GPU that is not there."""
+    made: Any = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, dtype, device: made(*shape, dtype=dtype))
+    monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
+    hopper_attention.trial.cache_clear()
+    yield
+    hopper_attention.trial.cache_clear()
+
+
+@pytest.mark.usefixtures("_tried_on_cpu")
+def test_a_kernel_that_fails_says_so_once_and_is_not_launched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches: list[object] = []
+
+    def fail(*arguments: object) -> None:
+        launches.append(arguments)
+        raise RuntimeError("ptxas failed\nand said much more")
+
+    monkeypatch.setattr(hopper_attention, "_launch", fail)
+    reason = "it did not compile or launch (ptxas failed)"
     with pytest.warns(UserWarning, match="the Hopper kernel is not used: .*ptxas failed"):
-        assert not attend_on_hopper(q, k, v, out, entropy, 0.125)
-    assert hopper_attention._failures == {q.device.index: "it did not compile or launch (ptxas failed)"}
+        assert trial(0, PLANS[64][0], 64, torch.bfloat16) == reason
+    assert trial(0, PLANS[64][0], 64, torch.bfloat16) == reason
+    assert len(launches) == 1
 
 
-def _failing_launch(*_: object) -> None:
-    raise RuntimeError("ptxas failed\nand said much more")
+@pytest.mark.usefixtures("_tried_on_cpu")
+@pytest.mark.parametrize("size", list(PLANS))
+def test_a_trial_runs_the_plan_on_the_fewest_rows(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    launches: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(hopper_attention, "_launch", lambda *arguments: launches.append(arguments))
+    for plan in PLANS[size]:
+        assert trial(0, plan, size, torch.float16) is None
+        tried, q, k, v, out, entropy, scale = launches.pop()
+        assert (tried, scale) == (plan, 0.0)
+        assert q.shape == k.shape == v.shape == out.shape == (1, 1, max(plan.keys, 64), size)
+        assert (out.dtype, entropy.dtype, entropy.shape) == (torch.float16, torch.float32, q.shape[:3])
 
 
-def test_a_device_whose_kernel_failed_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hopper_attention, "_failures", {0: "it did not compile or launch (ptxas failed)"})
-    assert hopper_unavailable(torch.device("cuda", 0)) == "it did not compile or launch (ptxas failed)"
+@pytest.mark.usefixtures("_on_hopper")
+def test_a_failed_trial_leaves_the_call_to_the_portable_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = operands(16, 256, 521, 64)
+    launches: list[object] = []
+    monkeypatch.setattr(hopper_attention, "_launch", lambda *arguments: launches.append(arguments))
+    out, entropy = torch.empty_like(q), torch.empty(q.shape[:3])
+    assert attend_on_hopper(q, k, v, out, entropy, 0.125)
+    monkeypatch.setattr(hopper_attention, "trial", lambda *_: "it did not compile")
+    assert not attend_on_hopper(q, k, v, out, entropy, 0.125)
+    assert len(launches) == 1
 
 
 def test_descriptors_are_made_once_and_keep_no_memory() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import toprovar_compiler
 from tests.toy_generators import ClassVAR, MixingVAR, make
+from toprovar_compiler import graph_runtime
 from toprovar_compiler.errors import UnsupportedGraphError
 
 
@@ -164,3 +165,26 @@ def test_a_model_that_ran_uncompiled_past_dynamos_limit_is_not_silent(
         messages = _caught(lambda: wrapped.autoregressive_infer_cfg(labels))
     torch._dynamo.reset()
     assert any("3 of 5 scales did not run compiled" in message for message in messages)
+
+
+def test_a_slower_attention_kernel_is_counted_and_warned_about_once_but_never_refused(
+    labels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[tuple[object, ...]] = set()
+
+    def shortfall(*call: object) -> str:
+        asked.add(call)
+        return "it did not compile"
+
+    monkeypatch.setattr(graph_runtime, "hopper_shortfall", shortfall)
+    model = toprovar_compiler.compile(make(ClassVAR), keep_ratio=0.3, strict=True)
+    warned = _caught(lambda: model.autoregressive_infer_cfg(labels), times=2)
+    data = toprovar_compiler.summary(model).to_dict()
+    assert data["tokens_computed"] < data["tokens_total"]
+    ((reason, count),) = data["fallbacks"].items()
+    assert reason == "attention runs slower than this GPU's Hopper kernel would: it did not compile"
+    assert len(warned) == 1
+    assert reason in warned[0]
+    scales_with_entropy = 4  # the three that are pruned, and the one before them
+    assert count == 2 * 3 * scales_with_entropy, "two generations of three layers"
+    assert asked == {(torch.device("cpu"), 8, torch.float32)}

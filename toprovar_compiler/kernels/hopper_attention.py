@@ -57,15 +57,29 @@ class _Memory(NamedTuple):
         return self.address
 
 
-_failures: dict[int, str] = {}
-
-
 def hopper_unavailable(device: torch.device) -> str | None:
-    """Why no call on `device` takes the Hopper kernel; None where those that it serves do."""
+    """Why no call on `device` can take the Hopper kernel; None where those that it serves may.
+
+    It is not compiled for this; that it does is seen by :func:`hopper_shortfall`.
+    """
     if device.type != "cuda":
         return f"it needs a GPU, got the device {device}"
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return _failures.get(index) or _unsuited(index)
+    return _unsuited(_index(device))
+
+
+def hopper_shortfall(device: torch.device, size: int, dtype: torch.dtype) -> str | None:
+    """Why attention with heads of `size` runs the portable kernel on a Hopper GPU, though the other serves it.
+
+    None where nothing is amiss: the kernel works, or the GPU, the head size or the dtype are none of its own.
+    Compiles what was not yet compiled for this head size and dtype.
+    """
+    if device.type != "cuda" or size not in PLANS or dtype not in _DTYPES:
+        return None
+    index = _index(device)
+    if not _is_hopper(index):
+        return None
+    tried = (trial(index, plan, size, dtype) for plan in PLANS[size])
+    return _unsuited(index) or next(filter(None, tried), None)
 
 
 def attend_on_hopper(q: Tensor, k: Tensor, v: Tensor, out: Tensor, entropy: Tensor, scale: float) -> bool:
@@ -75,20 +89,30 @@ def attend_on_hopper(q: Tensor, k: Tensor, v: Tensor, out: Tensor, entropy: Tens
     `[B, H, Nq]` float32; none is empty, the scale is not negative, and q's device is the current one.
     """
     plan = choose_plan(q, k, v)
-    if plan is None:
+    if plan is None or trial(q.device.index, plan, q.shape[3], q.dtype) is not None:
         return False
+    _launch(plan, q, k, v, out, entropy, scale)
+    return True
+
+
+@cache
+def trial(index: int, plan: Plan, size: int, dtype: torch.dtype) -> str | None:
+    """Why this plan does not compile or launch on GPU `index`; None where it does. The first call tries it.
+
+    What it compiles is what every later call with the plan runs: no argument but these is specialised.
+    """
+    rows = max(plan.keys, _ROWS)
+    x = torch.zeros(1, 1, rows, size, dtype=dtype, device=torch.device("cuda", index))
     try:
-        _launch(_kernels(), plan, q, k, v, out, entropy, scale)
-    # An unfamiliar Triton fails in ways of many kinds, and a kernel that did not compile will not later.
+        with torch.cuda.device(index):
+            _launch(plan, x, x, x, torch.empty_like(x), x.new_empty((1, 1, rows), dtype=torch.float32), 0.0)
+    # A Triton that this was not written with fails in ways of many kinds, and the portable kernel is there.
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        _failures[q.device.index] = f"it did not compile or launch ({lines[0]})"
-        warnings.warn(
-            f"toprovar: the Hopper kernel is not used: {_failures[q.device.index]}; the portable one runs",
-            stacklevel=2,
-        )
-        return False
-    return True
+        reason = f"it did not compile or launch ({lines[0]})"
+        warnings.warn(f"toprovar: the Hopper kernel is not used: {reason}; the portable one runs", stacklevel=3)
+        return reason
+    return None
 
 
 def choose_plan(q: Tensor, k: Tensor, v: Tensor) -> Plan | None:
@@ -119,11 +143,19 @@ def describable(x: Tensor) -> bool:
     return all(0 < stride < _LARGEST_STRIDE and stride % _TMA_ALIGNMENT == 0 for stride in strides)
 
 
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _is_hopper(index: int) -> bool:
+    return torch.version.hip is None and torch.cuda.get_device_capability(index) == _HOPPER
+
+
 @cache
 def _unsuited(index: int) -> str | None:
-    capability = torch.cuda.get_device_capability(index)
-    if torch.version.hip is not None or capability != _HOPPER:
-        return f"it needs compute capability 9.0, got {'.'.join(map(str, capability))}"
+    if not _is_hopper(index):
+        found = ".".join(map(str, torch.cuda.get_device_capability(index)))
+        return f"it needs compute capability 9.0, got {found}"
     try:
         _kernels()
     # Not only ImportError: Gluon is experimental, and its names are looked up while the module is read.
@@ -145,19 +177,12 @@ def _kernels() -> ModuleType:
 
 
 def _launch(
-    kernels: ModuleType,
-    plan: Plan,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    entropy: Tensor,
-    scale: float,
+    plan: Plan, q: Tensor, k: Tensor, v: Tensor, out: Tensor, entropy: Tensor, scale: float
 ) -> None:
     batch, heads, queries, size = q.shape
     keys = k.shape[2]
     blocks = math.ceil(queries / (_ROWS * plan.warpgroups))
-    kernels.attention_entropy_hopper[(blocks * batch * heads,)](
+    _kernels().attention_entropy_hopper[(blocks * batch * heads,)](
         descriptor(q, _ROWS), descriptor(k, plan.keys), descriptor(v, plan.keys), out, entropy,
         heads, heads // k.shape[1], queries, keys, blocks, scale * _LOG2_E, math.log(keys),
         size, plan.keys, plan.stages, plan.warpgroups, plan.registers, q.dtype == torch.float16,
