@@ -45,7 +45,9 @@ class SessionOwner(Protocol):
 
 
 class GraphRuntime:
-    """One captured graph with its variants: dense, dense with entropy, pruned.
+    """One captured graph with its variants: dense, dense with entropy, pruned with and without entropy.
+
+    Entropy is computed where the policy reads it; else attention stays what the model's own is.
 
     Args:
         captured: the pristine graph (never changed); its self-attention decides what N is.
@@ -93,7 +95,7 @@ class GraphRuntime:
         self, arguments: Sequence[Any], key: tuple[int, ...], sizes: Sizes, step: Step, decision: Dense
     ) -> Sequence[Any]:
         if decision.entropy and self.unsupported is None:
-            results = self._run_variant(("entropy",), (), key, arguments)
+            results = self._run_variant(("entropy",), (FuseEntropy(),), key, arguments)
         else:
             results = self.dense(*arguments)
         outcome = self._outcome(results, len(results), None, arguments, sizes.keys)
@@ -107,8 +109,10 @@ class GraphRuntime:
         self, arguments: Sequence[Any], key: tuple[int, ...], sizes: Sizes, step: Step, decision: Prune
     ) -> Sequence[Any]:
         pruned_keys = self.owner.current_session().options.pruned_keys
-        prune = PruneTokens(pruned_keys)
         choice = decision.choice
+        # The gate returns its index last, behind the entropy maps: fuse before the gate goes in.
+        passes: tuple[GraphPass, ...] = (PruneTokens(pruned_keys),)
+        passes += (FuseEntropy(),) if decision.maps else ()
         added = (
             (decision.entropy, decision.keep, decision.base)
             if choice is None
@@ -117,15 +121,17 @@ class GraphRuntime:
         given = (*arguments, *added)
         sizes_key = (*key, decision.keep)
         if choice is not None:
-            results = self._run_variant(("pruned", pruned_keys), (prune,), sizes_key, given)
+            name: tuple[object, ...] = ("pruned", pruned_keys, decision.maps)
+            results = self._run_variant(name, passes, sizes_key, given)
             index = choice.kept
         else:
-            gate = InsertGate(step.rows_per_sample)
-            name = ("gated", pruned_keys, step.rows_per_sample)
-            results = self._run_variant(name, (prune, gate), sizes_key, given)
+            passes += (InsertGate(step.rows_per_sample),)
+            name = ("gated", pruned_keys, decision.maps, step.rows_per_sample)
+            results = self._run_variant(name, passes, sizes_key, given)
             index = results[-1]
         absent = sizes.tokens - decision.keep if pruned_keys == "absent" else 0
-        outcome = self._outcome(results, self.returned + self.maps, index, arguments, sizes.keys - absent)
+        end = self.returned + (self.maps if decision.maps else 0)
+        outcome = self._outcome(results, end, index, arguments, sizes.keys - absent)
         tokens = sizes.tokens * sizes.rows
         due = self._sizes.flops_if_dense(key, step.prefix)
         work = Work(tokens, decision.keep * sizes.rows, due, self._flops_of_pruned(key, decision.keep))
@@ -139,17 +145,16 @@ class GraphRuntime:
         sizes: tuple[int, ...],
         given: Sequence[Any],
     ) -> Sequence[Any]:
-        for reason in self._slower_kernels:
-            # strict=True refuses where pruning could not be done; here all is done, only slower.
-            self.owner.current_session().note(reason)
+        if any(isinstance(each, FuseEntropy) for each in passes):
+            for reason in self._slower_kernels:
+                # strict=True refuses where pruning could not be done; here all is done, only slower.
+                self.owner.current_session().note(reason)
         compiled = self._variants.setdefault(name, [])
         for variant in compiled:
             if variant.accepts(sizes, given):
                 return variant.run(*given)
         graph = clone(self.typed)
-        # The gate returns its index last, behind the entropy maps: fuse before the gate goes in.
-        ordered = (*passes[:1], FuseEntropy(), *passes[1:])
-        PassManager(ordered, "-".join(str(part) for part in name))(graph)
+        PassManager(passes, "-".join(str(part) for part in name))(graph)
         variant = compile_variant(graph, self.typed.graph, given)
         variant.accepted.add(sizes)
         compiled.append(variant)

@@ -57,12 +57,14 @@ class Prune:
         base: [B, N, C], what the stream becomes where no token is kept.
         choice: what was chosen already; or None, and then
         entropy: [samples, N] float, from which the graph's own gate chooses.
+        maps: whether the block must return the entropy maps of the kept tokens.
     """
 
     keep: int
     base: Tensor
     choice: Choice | None
     entropy: Tensor | None
+    maps: bool
 
 
 Decision = Dense | Prune

@@ -47,7 +47,8 @@ class FastvarPolicy(BasePolicy):
         if base is None:
             return Dense(fallback="no cached update of an earlier scale on a square token grid")
         kept_of_rows = torch.ops.toprovar.entropy_gate(-distance_to_mean(stream), keep)
-        return Prune(keep, base, Choice(kept_of_rows[: step.samples], kept_of_rows), entropy=None)
+        choice = Choice(kept_of_rows[: step.samples], kept_of_rows)
+        return Prune(keep, base, choice, entropy=None, maps=False)
 
     def observe(self, step: Step, outcome: Outcome) -> None:
         if outcome.kept is not None or self._budget.leads_to_pruning(step):

@@ -116,7 +116,7 @@ class ToprovarPolicy(BasePolicy):
         scores = self.source.scores(step)
         if scores is None:
             return self._no_scores()
-        return Prune(keep, base, choice=None, entropy=scores)
+        return Prune(keep, base, choice=None, entropy=scores, maps=self.source.reads_entropy)
 
     def observe(self, step: Step, outcome: Outcome) -> None:
         self.source.observe(step, outcome)
@@ -146,7 +146,8 @@ class ToprovarPolicy(BasePolicy):
                 return self._no_scores()
             index = torch.ops.toprovar.entropy_gate(scores, keep)
             self._chosen = step.scale, Choice(index, index.repeat(step.rows_per_sample, 1))
-        return Prune(keep, base, choice=self._chosen[1], entropy=None)
+        chosen = self._chosen[1]
+        return Prune(keep, base, choice=chosen, entropy=None, maps=self.source.reads_entropy)
 
     def _no_scores(self) -> Dense:
         return self._dense(fallback=self.source.missing)
