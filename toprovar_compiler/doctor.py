@@ -15,7 +15,8 @@ from torch import Tensor
 from toprovar_compiler.environment import environment
 from toprovar_compiler.errors import KernelUnavailableError
 from toprovar_compiler.kernels.cpu_native import Native, native
-from toprovar_compiler.kernels.hopper_attention import PLANS, hopper_shortfall, hopper_unavailable
+from toprovar_compiler.kernels.hopper_attention import hopper_shortfall, hopper_unavailable
+from toprovar_compiler.kernels.hopper_plans import PLANS
 
 _BACKEND_GROUP = "torch_dynamo_backends"
 _BACKEND_NAME = "toprovar"

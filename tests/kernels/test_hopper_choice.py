@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from toprovar_compiler.kernels import hopper_attention
 from toprovar_compiler.kernels.hopper_attention import (
-    PLANS,
+    Program,
     attend_on_hopper,
     choose_plan,
     describable,
@@ -24,6 +25,7 @@ from toprovar_compiler.kernels.hopper_attention import (
     hopper_unavailable,
     trial,
 )
+from toprovar_compiler.kernels.hopper_plans import MOST_SPLITS, PLANS, choose
 
 PROCESSORS = 132
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -51,18 +53,17 @@ def operands(
 @pytest.mark.parametrize("size", [64, 128])
 def test_the_widest_plan_that_fills_the_gpu(size: int, dtype: torch.dtype) -> None:
     wide, narrow = PLANS[size]
-    assert choose_plan(*operands(16, 4096, 10521, size, dtype)) == wide
-    assert choose_plan(*operands(16, 256, 521, size, dtype)) == narrow
-    assert choose_plan(*operands(16, 1024, 521, size, dtype, kv_heads=4)) == wide
+    assert choose_plan(*operands(16, 4096, 10521, size, dtype)) == (wide, 1)
+    assert choose_plan(*operands(16, 256, 255, size, dtype)) == (narrow, 1)
+    assert choose_plan(*operands(16, 1024, 521, size, dtype, kv_heads=4)) == (wide, 1)
 
 
 @pytest.mark.usefixtures("_on_hopper")
 @pytest.mark.parametrize(
     ("why", "call"),
     [
-        ("few queries", operands(16, 127, 4096, 64)),
+        ("few queries", operands(16, 31, 4096, 64)),
         ("fewer keys than a tile", operands(16, 1024, 127, 64)),
-        ("few programs over many keys", operands(2, 128, 10521, 128)),
         ("head size", operands(4, 1024, 1024, 80)),
         ("dtype", operands(4, 1024, 1024, 64, torch.float32)),
         ("value size", (*operands(4, 1024, 1024, 64)[:2], operands(4, 1024, 1024, 128)[2])),
@@ -75,6 +76,45 @@ def test_the_widest_plan_that_fills_the_gpu(size: int, dtype: torch.dtype) -> No
 )
 def test_the_rest_is_for_the_portable_kernel(why: str, call: tuple[Tensor, Tensor, Tensor]) -> None:
     assert choose_plan(*call) is None, why
+
+
+@pytest.mark.parametrize("size", list(PLANS))
+@pytest.mark.parametrize("heads", [1, 2, 8, 32, 60, 500])
+@pytest.mark.parametrize("queries", [1, 63, 128, 300, 1024, 4097])
+@pytest.mark.parametrize("keys", [1, 127, 1024, 10521, 1 << 20])
+def test_parts_fill_the_gpu_and_no_more(keys: int, queries: int, heads: int, size: int) -> None:
+    chosen = choose(heads, queries, keys, size, PROCESSORS)
+    if chosen is None:
+        return
+    plan, splits = chosen
+    assert 1 <= splits <= MOST_SPLITS
+    # Each part has a tile at least, which the kernel relies on.
+    assert keys // splits >= plan.keys
+    programs = math.ceil(queries / (64 * plan.warpgroups)) * heads
+    assert splits == 1 or programs * splits <= plan.resident * PROCESSORS
+
+
+@pytest.mark.parametrize(
+    ("heads", "queries", "keys", "size", "fastest"),
+    [
+        (32, 128, 1024, 128, {1, 2}),
+        (32, 128, 10521, 128, {2, 3, 4}),
+        (32, 256, 521, 128, {1}),
+        (32, 256, 10521, 128, {2}),
+        (8, 64, 530, 64, {1}),
+        (8, 64, 2130, 64, {4, 5, 6, 7, 8}),
+        (8, 576, 1106, 64, {1}),
+        (8, 307, 16384, 64, {5, 6}),
+        (32, 512, 10521, 128, {1}),
+    ],
+)
+def test_parts_are_those_that_an_h100_was_fastest_with(
+    heads: int, queries: int, keys: int, size: int, fastest: set[int]
+) -> None:
+    """Within a few percent of the fastest, by `python -m benchmarks.attention_splits`."""
+    chosen = choose(heads, queries, keys, size, PROCESSORS)
+    assert chosen is not None
+    assert chosen[1] in fastest
 
 
 def test_layouts_that_the_copy_engine_takes() -> None:
@@ -110,7 +150,7 @@ def test_a_plan_that_fails_is_a_shortfall(monkeypatch: pytest.MonkeyPatch) -> No
     narrow = PLANS[64][-1]
     with _capability(monkeypatch, (9, 0)) as patch:
         patch.setattr(hopper_attention, "_kernels", lambda: None)
-        patch.setattr(hopper_attention, "trial", lambda index, plan, *_: "no" if plan == narrow else None)
+        patch.setattr(hopper_attention, "trial", lambda index, program: "no" if program.plan == narrow else None)
         assert hopper_shortfall(CUDA, 64, torch.bfloat16) == "no"
         assert hopper_shortfall(CUDA, 128, torch.bfloat16) is None
 
@@ -148,11 +188,12 @@ def test_a_kernel_that_fails_says_so_once_and_is_not_launched_again(monkeypatch:
         launches.append(arguments)
         raise RuntimeError("ptxas failed\nand said much more")
 
-    monkeypatch.setattr(hopper_attention, "_launch", fail)
+    monkeypatch.setattr(hopper_attention, "launch", fail)
     reason = "it did not compile or launch (ptxas failed)"
+    program = Program(PLANS[64][0], 64, torch.bfloat16, split=False, with_entropy=True)
     with pytest.warns(UserWarning, match="the Hopper kernel is not used: .*ptxas failed"):
-        assert trial(0, PLANS[64][0], 64, torch.bfloat16) == reason
-    assert trial(0, PLANS[64][0], 64, torch.bfloat16) == reason
+        assert trial(0, program) == reason
+    assert trial(0, program) == reason
     assert len(launches) == 1
 
 
@@ -160,12 +201,12 @@ def test_a_kernel_that_fails_says_so_once_and_is_not_launched_again(monkeypatch:
 @pytest.mark.parametrize("size", list(PLANS))
 def test_a_trial_runs_the_plan_on_the_fewest_rows(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     launches: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(hopper_attention, "_launch", lambda *arguments: launches.append(arguments))
-    for plan in PLANS[size]:
-        assert trial(0, plan, size, torch.float16) is None
-        tried, q, k, v, out, entropy, scale = launches.pop()
-        assert (tried, scale) == (plan, 0.0)
-        assert q.shape == k.shape == v.shape == out.shape == (1, 1, max(plan.keys, 64), size)
+    monkeypatch.setattr(hopper_attention, "launch", lambda *arguments: launches.append(arguments))
+    for plan, split in ((plan, split) for plan in PLANS[size] for split in (False, True)):
+        assert trial(0, Program(plan, size, torch.float16, split, with_entropy=True)) is None
+        tried, splits, q, k, v, out, entropy, scale, with_entropy = launches.pop()
+        assert (tried, splits, scale, with_entropy) == (plan, 1 + split, 0.0, True)
+        assert q.shape == k.shape == v.shape == out.shape == (1, 1, splits * max(plan.keys, 64), size)
         assert (out.dtype, entropy.dtype, entropy.shape) == (torch.float16, torch.float32, q.shape[:3])
 
 
@@ -173,7 +214,7 @@ def test_a_trial_runs_the_plan_on_the_fewest_rows(size: int, monkeypatch: pytest
 def test_a_failed_trial_leaves_the_call_to_the_portable_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = operands(16, 256, 521, 64)
     launches: list[object] = []
-    monkeypatch.setattr(hopper_attention, "_launch", lambda *arguments: launches.append(arguments))
+    monkeypatch.setattr(hopper_attention, "launch", lambda *arguments: launches.append(arguments))
     out, entropy = torch.empty_like(q), torch.empty(q.shape[:3])
     assert attend_on_hopper(q, k, v, out, entropy, 0.125)
     monkeypatch.setattr(hopper_attention, "trial", lambda *_: "it did not compile")

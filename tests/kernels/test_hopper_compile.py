@@ -13,20 +13,22 @@ from typing import Any
 
 import pytest
 
-from toprovar_compiler.kernels.hopper_attention import PLANS
+from toprovar_compiler.kernels.hopper_plans import PLANS
 
 ROOT = Path(__file__).resolve().parents[2]
 OLDEST_TRITON = "3.6"
 SHARED_MEMORY = 232448  # bytes a block may have; two blocks share what one multiprocessor has, 1 KiB more
+# Programs that fill the GPU need no parts of the keys: these are for the narrow plans alone.
 CASES = [
-    (size, index, dtype)
+    (size, index, dtype, split)
     for size, plans in PLANS.items()
     for index in range(len(plans))
     for dtype in ("bf16", "fp16")
+    for split in ((False, True) if index else (False,))
 ]
 
 
-def compile_offline(size: int, index: int, dtype: str) -> None:
+def compile_offline(size: int, index: int, dtype: str, split: bool) -> None:
     """Print the kernel's measures as JSON. For a process without Triton's interpreter, which tests set."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -48,11 +50,14 @@ def compile_offline(size: int, index: int, dtype: str) -> None:
         "WARPGROUPS": plan.warpgroups,
         "REGISTERS": plan.registers,
         "EXACT": dtype == "fp16",
+        "SPLIT": split,
+        "WITH_ENTROPY": True,
     }
+    numbers = ("heads", "group", "queries", "keys", "blocks", "splits")
     signature = {"Q": tiles(64), "K": tiles(plan.keys), "V": tiles(plan.keys), "OUT": f"*{dtype}"}
-    signature |= {"ENTROPY": "*fp32", **dict.fromkeys(("heads", "group", "queries", "keys", "blocks"), "i32")}
+    signature |= {**dict.fromkeys(("ENTROPY", "PART", "STATS"), "*fp32"), **dict.fromkeys(numbers, "i32")}
     signature |= {"scale": "fp32", "most": "fp32", **dict.fromkeys(constants, "constexpr")}
-    aligned = {(3,): [["tt.divisibility", 16]], (4,): [["tt.divisibility", 16]]}
+    aligned = {(at,): [["tt.divisibility", 16]] for at in (3, 4, 5, 6)}
     source = GluonASTSource(attention_entropy_hopper, signature, constants, aligned)
     options = {"num_warps": 4, "maxnreg": plan.launch_registers}
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
@@ -106,13 +111,13 @@ def hot_loops(lines: list[str]) -> list[bool]:
     return loops
 
 
-def compiled(size: int, index: int, dtype: str) -> dict[str, Any]:
+def compiled(size: int, index: int, dtype: str, split: bool) -> dict[str, Any]:
     triton = pytest.importorskip("triton", minversion=OLDEST_TRITON, reason="an older Triton has another Gluon")
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     for tool in ("ptxas", "nvdisasm"):
         if not (tools / tool).exists():
             pytest.skip(f"this Triton comes without {tool}, as builds for other makers' GPUs do")
-    call = f"compile_offline({size}, {index}, {dtype!r})"
+    call = f"compile_offline({size}, {index}, {dtype!r}, {split})"
     code = f"from tests.kernels.test_hopper_compile import compile_offline\n{call}"
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
@@ -123,10 +128,12 @@ def compiled(size: int, index: int, dtype: str) -> dict[str, Any]:
     return measures
 
 
-@pytest.mark.parametrize(("size", "index", "dtype"), CASES)
-def test_compiles_to_hopper_instructions_without_spills(size: int, index: int, dtype: str) -> None:
+@pytest.mark.parametrize(("size", "index", "dtype", "split"), CASES)
+def test_compiles_to_hopper_instructions_without_spills(
+    size: int, index: int, dtype: str, split: bool
+) -> None:
     plan = PLANS[size][index]
-    measures = compiled(size, index, dtype)
+    measures = compiled(size, index, dtype, split)
     assert measures["wgmma"] > 0
     assert measures["loads"] > 0
     assert measures["shared"] <= (SHARED_MEMORY if plan.warpgroups > 1 else SHARED_MEMORY // 2 - 1024)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,10 +10,11 @@ from torch import Tensor
 
 from tests.kernels.oracle import check, quantised
 from toprovar_compiler.kernels import ops  # noqa: F401  (registers the operators)
-from toprovar_compiler.kernels.hopper_attention import attend_on_hopper, choose_plan, hopper_unavailable
+from toprovar_compiler.kernels.hopper_attention import attend_on_hopper, choose_plan, hopper_shortfall
+from toprovar_compiler.kernels.hopper_plans import PLANS
 from toprovar_compiler.kernels.reference import attention_entropy_reference
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("needs_hopper")]
 
 DTYPES = (torch.bfloat16, torch.float16)
 HOPPER, OLDEST_TRITON = (9, 0), "3.6"
@@ -38,15 +38,15 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _needs_hopper() -> Iterator[None]:
+@pytest.fixture
+def needs_hopper() -> None:
     pytest.importorskip("triton", minversion=OLDEST_TRITON, reason="an older Triton has another Gluon")
     if torch.cuda.get_device_capability() != HOPPER:
         pytest.skip("the kernel is for compute capability 9.0 alone")
-    # A kernel that does not import, compile or launch falls back but for a warning; here it is what to find.
-    assert hopper_unavailable(torch.device("cuda")) is None
-    yield
-    assert hopper_unavailable(torch.device("cuda")) is None
+    # A kernel that does not compile or launch falls back but for a warning; here it is what to find.
+    for size in PLANS:
+        for dtype in DTYPES:
+            assert hopper_shortfall(torch.device("cuda"), size, dtype) is None
 
 
 def operands(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,36 +15,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from toprovar_compiler.kernels.hopper_plans import PLANS, ROWS, Plan, blocks, choose
+
 _HOPPER = (9, 0)
 _DTYPES = (torch.bfloat16, torch.float16)
-_ROWS = 64  # queries a warpgroup
-LEAST_QUERIES = 128
-# Up to so many blocks of 128 queries, and from so many keys on, the portable kernel's split keys are faster.
-_FEW_BLOCKS = 64
-_KEYS_TO_SPLIT = 2048
 _TMA_ALIGNMENT = 16  # bytes
 _LARGEST_STRIDE = 1 << 40  # bytes
 _MOST_DESCRIPTORS = 4096
 _LOG2_E = math.log2(math.e)
 
 
-class Plan(NamedTuple):
-    """Keys a tile, slots of the ring, consumer warpgroups (1 or 2), registers a thread of the second one (the
-    first gets what remains), and registers a thread at the launch."""
+class Program(NamedTuple):
+    """All that the kernel is compiled for; no other argument is specialised."""
 
-    keys: int
-    stages: int
-    warpgroups: int
-    registers: int
-    launch_registers: int
-
-
-# head size -> plans, the widest first; the first whose programs fill the GPU is taken, else the last. None
-# spills registers; three consumers of 160 registers a thread, for head size 64, did.
-PLANS: dict[int, tuple[Plan, ...]] = {
-    64: (Plan(128, 3, 2, 240, 168), Plan(128, 2, 1, 0, 128)),
-    128: (Plan(128, 2, 2, 240, 168), Plan(64, 2, 1, 0, 128)),
-}
+    plan: Plan
+    size: int
+    dtype: torch.dtype
+    split: bool
+    with_entropy: bool
 
 
 class _Memory(NamedTuple):
@@ -78,7 +66,8 @@ def hopper_shortfall(device: torch.device, size: int, dtype: torch.dtype) -> str
     index = _index(device)
     if not _is_hopper(index):
         return None
-    tried = (trial(index, plan, size, dtype) for plan in PLANS[size])
+    programs = (Program(plan, size, dtype, False, True) for plan in PLANS[size])
+    tried = (trial(index, program) for program in programs)
     return _unsuited(index) or next(filter(None, tried), None)
 
 
@@ -88,24 +77,27 @@ def attend_on_hopper(q: Tensor, k: Tensor, v: Tensor, out: Tensor, entropy: Tens
     q `[B, H, Nq, D]`, k and v `[B, Hkv, Nk, D]`, out the transpose of a contiguous `[B, Nq, H, D]`, entropy
     `[B, H, Nq]` float32; none is empty, the scale is not negative, and q's device is the current one.
     """
-    plan = choose_plan(q, k, v)
-    if plan is None or trial(q.device.index, plan, q.shape[3], q.dtype) is not None:
+    chosen = choose_plan(q, k, v)
+    if chosen is None:
         return False
-    _launch(plan, q, k, v, out, entropy, scale)
+    plan, splits = chosen
+    if trial(q.device.index, Program(plan, q.shape[3], q.dtype, splits > 1, True)) is not None:
+        return False
+    launch(plan, splits, q, k, v, out, entropy, scale)
     return True
 
 
 @cache
-def trial(index: int, plan: Plan, size: int, dtype: torch.dtype) -> str | None:
-    """Why this plan does not compile or launch on GPU `index`; None where it does. The first call tries it.
-
-    What it compiles is what every later call with the plan runs: no argument but these is specialised.
-    """
-    rows = max(plan.keys, _ROWS)
+def trial(index: int, program: Program) -> str | None:
+    """Why this program does not compile or launch on GPU `index`; None where it does. The first call tries it."""
+    plan, size, dtype, split, with_entropy = program
+    splits = 2 if split else 1
+    rows = max(plan.keys, ROWS) * splits
     x = torch.zeros(1, 1, rows, size, dtype=dtype, device=torch.device("cuda", index))
+    entropy = x.new_empty((1, 1, rows), dtype=torch.float32)
     try:
         with torch.cuda.device(index):
-            _launch(plan, x, x, x, torch.empty_like(x), x.new_empty((1, 1, rows), dtype=torch.float32), 0.0)
+            launch(plan, splits, x, x, x, torch.empty_like(x), entropy, 0.0, with_entropy)
     # A Triton that this was not written with fails in ways of many kinds, and the portable kernel is there.
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -115,21 +107,15 @@ def trial(index: int, plan: Plan, size: int, dtype: torch.dtype) -> str | None:
     return None
 
 
-def choose_plan(q: Tensor, k: Tensor, v: Tensor) -> Plan | None:
-    """How the Hopper kernel is to run on these operands; None where the portable kernel is to."""
+def choose_plan(q: Tensor, k: Tensor, v: Tensor) -> tuple[Plan, int] | None:
+    """How the Hopper kernel is to run on these operands, and on how many parts of the keys; None where the
+    portable kernel is to."""
     batch, heads, queries, size = q.shape
-    keys = k.shape[2]
-    plans = PLANS.get(size)
-    if plans is None or v.shape[3] != size or q.dtype not in _DTYPES or queries < LEAST_QUERIES:
-        return None
-    if keys >= _KEYS_TO_SPLIT and math.ceil(queries / 128) * batch * heads <= _FEW_BLOCKS:
+    if v.shape[3] != size or size not in PLANS or q.dtype not in _DTYPES:
         return None
     if hopper_unavailable(q.device) is not None or not all(map(describable, (q, k, v))):
         return None
-    processors = _processors(q.device.index)
-    filling = (p for p in plans if math.ceil(queries / (_ROWS * p.warpgroups)) * batch * heads >= processors)
-    plan = next(filling, plans[-1])
-    return plan if keys >= plan.keys else None
+    return choose(batch * heads, queries, k.shape[2], size, _processors(q.device.index))
 
 
 def describable(x: Tensor) -> bool:
@@ -176,18 +162,35 @@ def _kernels() -> ModuleType:
     return hopper_kernels
 
 
-def _launch(
-    plan: Plan, q: Tensor, k: Tensor, v: Tensor, out: Tensor, entropy: Tensor, scale: float
+def launch(
+    plan: Plan,
+    splits: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    entropy: Tensor,
+    scale: float,
+    with_entropy: bool = True,
 ) -> None:
+    """Run a plan on operands as :func:`attend_on_hopper` has them, with `splits * plan.keys` keys or more.
+
+    Without entropy, which serves to measure what it costs, `entropy` is left alone if there is one part.
+    """
+    from toprovar_compiler.kernels.split_keys import join, make_parts
+
     batch, heads, queries, size = q.shape
-    keys = k.shape[2]
-    blocks = math.ceil(queries / (_ROWS * plan.warpgroups))
-    _kernels().attention_entropy_hopper[(blocks * batch * heads,)](
-        descriptor(q, _ROWS), descriptor(k, plan.keys), descriptor(v, plan.keys), out, entropy,
-        heads, heads // k.shape[1], queries, keys, blocks, scale * _LOG2_E, math.log(keys),
+    keys, of_a_head = k.shape[2], blocks(plan, queries)
+    parts = make_parts(splits, entropy, size)
+    _kernels().attention_entropy_hopper[(of_a_head * splits * batch * heads,)](
+        descriptor(q, ROWS), descriptor(k, plan.keys), descriptor(v, plan.keys), out, entropy, *parts,
+        heads, heads // k.shape[1], queries, keys, of_a_head, splits, scale * _LOG2_E, math.log(keys),
         size, plan.keys, plan.stages, plan.warpgroups, plan.registers, q.dtype == torch.float16,
+        splits > 1, with_entropy,
         num_warps=4, maxnreg=plan.launch_registers,
     )  # fmt: skip
+    if splits > 1:
+        join(parts, splits, out, entropy, keys)
 
 
 def descriptor(x: Tensor, rows: int) -> Any:

@@ -80,7 +80,7 @@ def _by_lane(x):
 
 
 @gluon.jit
-def _first_weights(products, counted, scale):
+def _first_weights(products, counted, scale, WITH_ENTROPY: gl.constexpr):
     """Weights of the first tile [64, BLOCK_N], the row references, and the sums by lane.
 
     Columns from `counted` on are another tile's: they only help to find a large reference.
@@ -90,13 +90,19 @@ def _first_weights(products, counted, scale):
     reference = gl.maximum(gl.max(products, axis=1) * scale, LOWEST)
     shifted = gl.where((column < counted)[None, :], products * scale - reference[:, None], LOWEST)
     weights = gl.exp2(shifted)
-    # 0 * -inf would be NaN. This maximum drops a NaN, but its weight is NaN all the same.
-    terms = weights * gl.maximum(shifted, LOWEST)
-    return weights, reference, _by_lane(weights), _by_lane(terms)
+    mass = _by_lane(weights)
+    if WITH_ENTROPY:
+        # 0 * -inf would be NaN. This maximum drops a NaN, but its weight is NaN all the same.
+        energy = _by_lane(weights * gl.maximum(shifted, LOWEST))
+    else:
+        energy = mass
+    return weights, reference, mass, energy
 
 
 @gluon.jit
-def _weights(products, reference, mass, energy, scale, EXACT: gl.constexpr):
+def _weights(
+    products, reference, mass, energy, scale, EXACT: gl.constexpr, WITH_ENTROPY: gl.constexpr
+):
     """Weights of a full tile [64, BLOCK_N], the sums with it, and what the sums before it decay by."""
     decay = reference
     if EXACT:
@@ -105,14 +111,17 @@ def _weights(products, reference, mass, energy, scale, EXACT: gl.constexpr):
         by_lane: gl.constexpr = gl.SliceLayout(1, mass.type.layout)
         wide_decay = gl.convert_layout(decay, by_lane, assert_trivial=True)[:, None]
         moved = gl.convert_layout(reference - larger, by_lane, assert_trivial=True)[:, None]
-        energy = wide_decay * (energy + moved * mass)
+        if WITH_ENTROPY:
+            energy = wide_decay * (energy + moved * mass)
         mass = wide_decay * mass
         reference = larger
     shifted = products * scale - reference[:, None]
     weights = gl.exp2(shifted)
-    terms = weights * gl.maximum(shifted, LOWEST) if EXACT else weights * shifted
     mass += _by_lane(weights)
-    energy += _by_lane(terms)
+    if WITH_ENTROPY:
+        energy += _by_lane(weights * gl.maximum(shifted, LOWEST) if EXACT else weights * shifted)
+    else:
+        energy = mass
     mass, energy = _pin(mass, energy)
     return weights, reference, mass, energy, decay
 
@@ -130,9 +139,9 @@ def next_slot(slot, phase, STAGES: gl.constexpr):
 @gluon.jit
 def attend(
     q, ring, done, keys, scale,
-    WARPGROUP: gl.constexpr, WARPGROUPS: gl.constexpr, EXACT: gl.constexpr,
+    WARPGROUP: gl.constexpr, WARPGROUPS: gl.constexpr, EXACT: gl.constexpr, WITH_ENTROPY: gl.constexpr,
 ):  # fmt: skip
-    """A pass over all keys: unnormalised out [64, D], references, and l and e [64].
+    """A pass over all keys: unnormalised out [64, D], references, and l and e [64]; l twice without entropy.
 
     `done` tiles went through the ring before, which is where the pass finds its own.
     The products of a tile with the keys run while the tile before it is multiplied by the values.
@@ -159,7 +168,8 @@ def attend(
         turn(NEXT, GIVE_TURN)
     products = warpgroup_mma_wait(0, deps=[token])
     mbarrier.arrive(k_empty.index(slot), count=1)
-    weights, reference, mass, energy = _first_weights(products, keys - (tiles - 1) * BLOCK_N, scale)
+    counted = keys - (tiles - 1) * BLOCK_N
+    weights, reference, mass, energy = _first_weights(products, counted, scale, WITH_ENTROPY)
 
     out = gl.zeros([ROWS, D], gl.float32, out_layout)
     for _ in range(1, tiles):
@@ -178,7 +188,9 @@ def attend(
             turn(NEXT, GIVE_TURN)
         products = warpgroup_mma_wait(1, deps=[token])
         mbarrier.arrive(k_empty.index(later), count=1)
-        weights, reference, mass, energy, decay = _weights(products, reference, mass, energy, scale, EXACT)
+        weights, reference, mass, energy, decay = _weights(
+            products, reference, mass, energy, scale, EXACT, WITH_ENTROPY
+        )
         out, narrow, weights = warpgroup_mma_wait(0, deps=[out_token, narrow, weights])
         mbarrier.arrive(v_empty.index(slot), count=1)
         if EXACT:

@@ -11,12 +11,11 @@ from torch import Tensor
 from toprovar_compiler.kernels import triton_kernels as kernels
 from toprovar_compiler.kernels.cpu_attention import attention_entropy_cpu
 from toprovar_compiler.kernels.hopper_attention import attend_on_hopper
+from toprovar_compiler.kernels.split_keys import join, make_parts, padded
 
 # Below this many programs a GPU of the H100's size stands half empty, and the keys are split.
 PROGRAMS_WANTED = 128
 MOST_SPLITS = 16
-JOIN_ROWS = 16
-_SMALLEST_DOT = 16
 
 
 class Tiles(NamedTuple):
@@ -98,13 +97,13 @@ def attention_entropy_triton(
     plain = bias is None and tiles is None and splits is None
     if plain and attend_on_hopper(q, k, v, out, entropy, factor):
         return out, entropy
-    block_d, block_dv = _padded(head_size), _padded(value_size)
+    block_d, block_dv = padded(head_size), padded(value_size)
     if tiles is None:
         tiles = choose_tiles(max(block_d, block_dv), queries, q.dtype)
     blocks = math.ceil(queries / tiles.queries) * batch * heads
     if splits is None:
         splits = choose_splits(blocks, math.ceil(keys / tiles.keys))
-    parts = _parts(splits, entropy, value_size)
+    parts = make_parts(splits, entropy, value_size)
     mask, mask_strides, mask_kind = _bias(bias, q, keys)
     kernels.attention_entropy[(blocks * splits,)](
         q, k, v, mask, out, entropy, *parts,
@@ -115,25 +114,8 @@ def attention_entropy_triton(
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     if splits > 1:
-        programs = math.ceil(queries / JOIN_ROWS) * batch * heads
-        kernels.join_splits[(programs,)](
-            *parts, out, entropy, *out.stride(), heads, queries, keys, splits,
-            value_size, block_dv, JOIN_ROWS,
-        )  # fmt: skip
+        join(parts, splits, out, entropy, keys)
     return out, entropy
-
-
-def _padded(size: int) -> int:
-    return max(_SMALLEST_DOT, 1 << (size - 1).bit_length())
-
-
-def _parts(splits: int, entropy: Tensor, value_size: int) -> tuple[Tensor, Tensor]:
-    """Space for the splits' unnormalised outputs and statistics; a stand-in where there is one split."""
-    if splits == 1:
-        return entropy, entropy
-    return entropy.new_empty((splits, *entropy.shape, value_size)), entropy.new_empty(
-        (splits, *entropy.shape, 3)
-    )
 
 
 def _bias(bias: Tensor | None, q: Tensor, keys: int) -> tuple[Tensor, tuple[int, ...], Any]:

@@ -1,0 +1,78 @@
+"""How the Hopper kernel is run on a shape: tile sizes, roles, and parts of the keys. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+ROWS = 64  # queries a warpgroup
+# With fewer, most rows of a tile are empty, and the portable kernel has smaller tiles.
+LEAST_QUERIES = 32
+MOST_SPLITS = 16
+# Programs for so much of the multiprocessors fill the GPU.
+_FULL = 0.95
+# What parts of the keys cost, in tiles of keys of one program (about 0.65 us each on an H100): one more launch,
+# each part, and each part's way through memory for 2^20 numbers of output. Then how much longer a tile takes where
+# two programs share a multiprocessor. Fitted to `python -m benchmarks.attention_splits`.
+_LAUNCH, _PART, _WAY, _SHARED = 3.0, 0.5, 7.0, 1.3
+
+
+class Plan(NamedTuple):
+    """Keys a tile, slots of the ring, consumer warpgroups (1 or 2), registers a thread of the second one (the
+    first gets what remains), registers a thread at the launch, and programs that share a multiprocessor."""
+
+    keys: int
+    stages: int
+    warpgroups: int
+    registers: int
+    launch_registers: int
+    resident: int
+
+
+# head size -> plans, the widest first; the first whose programs fill the GPU is taken, else the last. None
+# spills registers; three consumers of 160 registers a thread, for head size 64, did.
+PLANS: dict[int, tuple[Plan, ...]] = {
+    64: (Plan(128, 3, 2, 240, 168, 1), Plan(128, 2, 1, 0, 128, 2)),
+    128: (Plan(128, 2, 2, 240, 168, 1), Plan(64, 2, 1, 0, 128, 2)),
+}
+
+
+def choose(heads: int, queries: int, keys: int, size: int, processors: int) -> tuple[Plan, int] | None:
+    """The plan and the parts of the keys for `heads` heads in all (B * H) on a GPU of so many multiprocessors.
+
+    None where there is no plan or the portable kernel is faster.
+    """
+    plans = PLANS.get(size)
+    if plans is None or queries < LEAST_QUERIES:
+        return None
+    filling = (p for p in plans if programs(p, heads, queries) >= _FULL * processors)
+    plan = next(filling, plans[-1])
+    if keys < plan.keys:
+        return None
+    return plan, choose_splits(plan, heads, queries, keys, size, processors)
+
+
+def choose_splits(plan: Plan, heads: int, queries: int, keys: int, size: int, processors: int) -> int:
+    """Parts that the keys are cut into: all run at once, have a tile at least, and are worth joining."""
+    whole = programs(plan, heads, queries)
+    # With one block of queries a head, reading the keys is what takes the time, and no two read the same.
+    resident = plan.resident if whole > heads else 1
+
+    def tiles(splits: int) -> float:
+        shared = _SHARED if whole * splits > processors else 1.0
+        a_part = _PART + _WAY * heads * queries * size / (1 << 20)
+        joining = _LAUNCH + splits * a_part if splits > 1 else 0.0
+        return math.ceil(keys / (splits * plan.keys)) * shared + joining
+
+    most = min(MOST_SPLITS, processors * resident // whole, keys // plan.keys)
+    return min(range(1, most + 1), key=tiles, default=1)
+
+
+def programs(plan: Plan, heads: int, queries: int) -> int:
+    """Programs that take all keys."""
+    return blocks(plan, queries) * heads
+
+
+def blocks(plan: Plan, queries: int) -> int:
+    """Programs of one head."""
+    return math.ceil(queries / (ROWS * plan.warpgroups))
