@@ -44,7 +44,9 @@ def hopper(shape: Shape, plan_at: int, splits: int, q: Tensor, k: Tensor, v: Ten
         return math.inf
     out = q.new_empty((batch, queries, heads, size)).transpose(1, 2)
     entropy = q.new_empty((batch, heads, queries), dtype=torch.float32)
-    return in_graph(lambda: launch(plan, splits, q, k, v, out, entropy, 1 / math.sqrt(size)), rounds=rounds)
+    return in_graph(
+        lambda: launch(plan, splits, q, k, v, None, out, entropy, 1 / math.sqrt(size)), rounds=rounds
+    )
 
 
 def row(shape: Shape, rounds: int) -> str:

@@ -8,6 +8,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import product
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from toprovar_compiler.kernels.hopper_attention import (
     hopper_unavailable,
     trial,
 )
-from toprovar_compiler.kernels.hopper_plans import MOST_SPLITS, PLANS, choose
+from toprovar_compiler.kernels.hopper_plans import BIASED_PLANS, MOST_SPLITS, PLANS, choose
 
 PROCESSORS = 132
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -117,6 +118,28 @@ def test_parts_are_those_that_an_h100_was_fastest_with(
     assert chosen[1] in fastest
 
 
+@pytest.mark.usefixtures("_on_hopper")
+@pytest.mark.parametrize(
+    ("why", "bias"),
+    [
+        (None, torch.zeros(1024, 2048, dtype=torch.bool)),
+        (None, torch.zeros(2048, dtype=torch.bfloat16)),
+        (None, torch.zeros(2, 1, 1, 2048)),
+        (None, torch.zeros(16, 1, 2048, dtype=torch.float16)),
+        (None, torch.zeros(2, 16, 1024, 3000)[..., 5:2053]),
+        (None, torch.empty_strided((1, 1, 1024, 2048), (1 << 40, 1 << 40, 2048, 1), device="meta")),
+        ("one value a query", torch.zeros(1024, 1)),
+        ("keys apart", torch.zeros(2048, 1024).T),
+        ("float64", torch.zeros(2048, dtype=torch.float64)),
+        ("rows too far apart", torch.empty_strided((1024, 2048), (1 << 26, 1), device="meta")),
+    ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
+)
+def test_which_biases_it_reads(why: str | None, bias: Tensor) -> None:
+    chosen = choose_plan(*operands(16, 1024, 2048, 64), bias)
+    assert chosen == ((BIASED_PLANS[64], 1) if why is None else None)
+
+
 def test_layouts_that_the_copy_engine_takes() -> None:
     packed = torch.zeros(2, 5, 3, 4, 64, dtype=torch.float16)  # [B, L, (q, k, v), H, D]
     assert all(describable(x.transpose(1, 2)) for x in packed.unbind(2))
@@ -190,7 +213,7 @@ def test_a_kernel_that_fails_says_so_once_and_is_not_launched_again(monkeypatch:
 
     monkeypatch.setattr(hopper_attention, "launch", fail)
     reason = "it did not compile or launch (ptxas failed)"
-    program = Program(PLANS[64][0], 64, torch.bfloat16, split=False, with_entropy=True)
+    program = Program(PLANS[64][0], 64, torch.bfloat16)
     with pytest.warns(UserWarning, match="the Hopper kernel is not used: .*ptxas failed"):
         assert trial(0, program) == reason
     assert trial(0, program) == reason
@@ -202,10 +225,11 @@ def test_a_kernel_that_fails_says_so_once_and_is_not_launched_again(monkeypatch:
 def test_a_trial_runs_the_plan_on_the_fewest_rows(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     launches: list[tuple[Any, ...]] = []
     monkeypatch.setattr(hopper_attention, "launch", lambda *arguments: launches.append(arguments))
-    for plan, split in ((plan, split) for plan in PLANS[size] for split in (False, True)):
-        assert trial(0, Program(plan, size, torch.float16, split, with_entropy=True)) is None
-        tried, splits, q, k, v, out, entropy, scale, with_entropy = launches.pop()
+    for plan, split, dtype in product(PLANS[size], (False, True), (None, torch.bool, torch.float32)):
+        assert trial(0, Program(plan, size, torch.float16, split, bias=dtype)) is None
+        tried, splits, q, k, v, bias, out, entropy, scale, with_entropy = launches.pop()
         assert (tried, splits, scale, with_entropy) == (plan, 1 + split, 0.0, True)
+        assert dtype is None or (bias.dtype, bias.shape) == (dtype, (q.shape[2], k.shape[2]))
         assert q.shape == k.shape == v.shape == out.shape == (1, 1, splits * max(plan.keys, 64), size)
         assert (out.dtype, entropy.dtype, entropy.shape) == (torch.float16, torch.float32, q.shape[:3])
 
@@ -216,9 +240,9 @@ def test_a_failed_trial_leaves_the_call_to_the_portable_kernel(monkeypatch: pyte
     launches: list[object] = []
     monkeypatch.setattr(hopper_attention, "launch", lambda *arguments: launches.append(arguments))
     out, entropy = torch.empty_like(q), torch.empty(q.shape[:3])
-    assert attend_on_hopper(q, k, v, out, entropy, 0.125)
+    assert attend_on_hopper(q, k, v, None, out, entropy, 0.125)
     monkeypatch.setattr(hopper_attention, "trial", lambda *_: "it did not compile")
-    assert not attend_on_hopper(q, k, v, out, entropy, 0.125)
+    assert not attend_on_hopper(q, k, v, None, out, entropy, 0.125)
     assert len(launches) == 1
 
 
@@ -242,4 +266,4 @@ def test_cpu_calls_do_not_warn() -> None:
     q, k, v = operands(16, 256, 521, 64)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not attend_on_hopper(q, k, v, torch.empty_like(q), torch.empty(q.shape[:3]), 0.125)
+        assert not attend_on_hopper(q, k, v, None, torch.empty_like(q), torch.empty(q.shape[:3]), 0.125)

@@ -8,27 +8,33 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from toprovar_compiler.kernels.hopper_plans import PLANS
+from toprovar_compiler.kernels.hopper_plans import BIASED_PLANS, PLANS, Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 OLDEST_TRITON = "3.6"
 SHARED_MEMORY = 232448  # bytes a block may have; two blocks share what one multiprocessor has, 1 KiB more
-# Programs that fill the GPU need no parts of the keys: these are for the narrow plans alone.
-CASES = [
-    (size, index, dtype, split)
-    for size, plans in PLANS.items()
-    for index in range(len(plans))
-    for dtype in ("bf16", "fp16")
-    for split in ((False, True) if index else (False,))
-]
+Case = tuple[Plan, int, str, bool, str | None]
+"""Plan, head size, dtype, whether programs share the keys, and the dtype of a bias."""
 
 
-def compile_offline(size: int, index: int, dtype: str, split: bool) -> None:
+def cases() -> Iterator[Case]:
+    """Programs that fill the GPU need no parts of the keys: these are for the narrow plans alone."""
+    for size, dtype in product(PLANS, ("bf16", "fp16")):
+        for plan in PLANS[size]:
+            yield plan, size, dtype, False, None
+        yield PLANS[size][-1], size, dtype, True, None
+        for split, bias in ((False, "u8"), (False, dtype), (True, "fp32")):
+            yield BIASED_PLANS[size], size, dtype, split, bias
+
+
+def compile_offline(plan: Plan, size: int, dtype: str, split: bool, bias: str | None) -> None:
     """Print the kernel's measures as JSON. For a process without Triton's interpreter, which tests set."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -37,7 +43,7 @@ def compile_offline(size: int, index: int, dtype: str, split: bool) -> None:
 
     from toprovar_compiler.kernels.hopper_kernels import attention_entropy_hopper
 
-    plan = PLANS[size][index]
+    plan = Plan(*plan)
 
     def tiles(rows: int) -> str:
         layout = gl.NVMMASharedLayout.get_default_for([1, 1, rows, size], gl.bfloat16)
@@ -52,12 +58,14 @@ def compile_offline(size: int, index: int, dtype: str, split: bool) -> None:
         "EXACT": dtype == "fp16",
         "SPLIT": split,
         "WITH_ENTROPY": True,
+        "BIAS": bias is not None,
     }
-    numbers = ("heads", "group", "queries", "keys", "blocks", "splits")
-    signature = {"Q": tiles(64), "K": tiles(plan.keys), "V": tiles(plan.keys), "OUT": f"*{dtype}"}
-    signature |= {**dict.fromkeys(("ENTROPY", "PART", "STATS"), "*fp32"), **dict.fromkeys(numbers, "i32")}
+    numbers = ("bias_stride_b", "bias_stride_h", "bias_stride_q")
+    numbers += ("heads", "group", "queries", "keys", "blocks", "splits")
+    signature = {"Q": tiles(64), "K": tiles(plan.keys), "V": tiles(plan.keys), "BIAS_AT": f"*{bias or 'fp32'}"}
+    signature |= {"OUT": f"*{dtype}", **dict.fromkeys(("ENTROPY", "PART", "STATS"), "*fp32"), **dict.fromkeys(numbers, "i32")}
     signature |= {"scale": "fp32", "most": "fp32", **dict.fromkeys(constants, "constexpr")}
-    aligned = {(at,): [["tt.divisibility", 16]] for at in (3, 4, 5, 6)}
+    aligned = {(at,): [["tt.divisibility", 16]] for at in (4, 5, 6, 7)}
     source = GluonASTSource(attention_entropy_hopper, signature, constants, aligned)
     options = {"num_warps": 4, "maxnreg": plan.launch_registers}
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
@@ -111,13 +119,13 @@ def hot_loops(lines: list[str]) -> list[bool]:
     return loops
 
 
-def compiled(size: int, index: int, dtype: str, split: bool) -> dict[str, Any]:
+def compiled(case: Case) -> dict[str, Any]:
     triton = pytest.importorskip("triton", minversion=OLDEST_TRITON, reason="an older Triton has another Gluon")
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     for tool in ("ptxas", "nvdisasm"):
         if not (tools / tool).exists():
             pytest.skip(f"this Triton comes without {tool}, as builds for other makers' GPUs do")
-    call = f"compile_offline({size}, {index}, {dtype!r}, {split})"
+    call = f"compile_offline{(tuple(case[0]), *case[1:])}"
     code = f"from tests.kernels.test_hopper_compile import compile_offline\n{call}"
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
@@ -128,16 +136,18 @@ def compiled(size: int, index: int, dtype: str, split: bool) -> dict[str, Any]:
     return measures
 
 
-@pytest.mark.parametrize(("size", "index", "dtype", "split"), CASES)
-def test_compiles_to_hopper_instructions_without_spills(
-    size: int, index: int, dtype: str, split: bool
-) -> None:
-    plan = PLANS[size][index]
-    measures = compiled(size, index, dtype, split)
+@pytest.mark.parametrize("case", list(cases()), ids=lambda case: "-".join(map(str, (*case[0], *case[1:]))))
+def test_compiles_to_hopper_instructions_without_spills(case: Case) -> None:
+    plan, _, dtype, _, bias = case
+    measures = compiled(case)
     assert measures["wgmma"] > 0
     assert measures["loads"] > 0
     assert measures["shared"] <= (SHARED_MEMORY if plan.warpgroups > 1 else SHARED_MEMORY // 2 - 1024)
-    assert measures["loops"] == ([True] if dtype == "fp16" else [False, True]) * plan.warpgroups
+    exact = [True] if dtype == "fp16" else [False, True]
+    if bias is None:  # whose own maximum guards the entropy of masked keys in every pass
+        assert measures["loops"] == exact * plan.warpgroups
+    else:
+        assert len(measures["loops"]) == len(exact) * plan.warpgroups
     assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in measures["assembler"]
     # The assembler warns where it runs one wgmma after another, or ignores a change of registers.
     assert "Potential Performance Loss" not in measures["assembler"]

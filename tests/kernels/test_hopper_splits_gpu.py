@@ -34,7 +34,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, splits: int, scale: float | None = N
     out = q.new_full((batch, queries, heads, size), torch.nan).transpose(1, 2)
     entropy = torch.full((batch, heads, queries), torch.nan, device=q.device)
     launch(
-        PLANS[size][-1], splits, q, k, v, out, entropy, 1 / math.sqrt(size) if scale is None else scale
+        PLANS[size][-1], splits, q, k, v, None, out, entropy, 1 / math.sqrt(size) if scale is None else scale
     )
     return out, entropy
 
@@ -139,7 +139,7 @@ def test_without_entropy_the_output_is_the_same(size: int) -> None:
         outs = [q.new_full((2, 300, 8, size), torch.nan).transpose(1, 2) for _ in range(2)]
         entropies = [torch.full((2, 8, 300), torch.nan, device="cuda") for _ in range(2)]
         for out, entropy, asked in zip(outs, entropies, (True, False), strict=True):
-            launch(plan, 1, q, k, v, out, entropy, 0.1, with_entropy=asked)
+            launch(plan, 1, q, k, v, None, out, entropy, 0.1, with_entropy=asked)
         assert torch.equal(*outs)
         assert entropies[0].isfinite().all()
         assert entropies[1].isnan().all()

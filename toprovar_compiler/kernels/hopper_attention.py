@@ -1,7 +1,8 @@
 """Launches the Hopper kernel where it serves and is faster; says why where it never does.
 
-It serves bfloat16 and float16, head sizes 64 and 128, no bias, and operands that the copy engine (TMA) can
-describe, as the models' own `[B, L, H, D]` layouts are. Everything else is the portable kernel's.
+It serves bfloat16 and float16, head sizes 64 and 128, operands that the copy engine (TMA) can describe, as the
+models' own `[B, L, H, D]` layouts are, and a bias with its keys side by side. Everything else is the portable
+kernel's.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ _HOPPER = (9, 0)
 _DTYPES = (torch.bfloat16, torch.float16)
 _TMA_ALIGNMENT = 16  # bytes
 _LARGEST_STRIDE = 1 << 40  # bytes
+_BIAS_DTYPES = (torch.bool, torch.bfloat16, torch.float16, torch.float32)
+_LARGEST_BIAS_STRIDE = 1 << 31  # elements
 _MOST_DESCRIPTORS = 4096
 _LOG2_E = math.log2(math.e)
 
@@ -31,8 +34,9 @@ class Program(NamedTuple):
     plan: Plan
     size: int
     dtype: torch.dtype
-    split: bool
-    with_entropy: bool
+    split: bool = False
+    with_entropy: bool = True
+    bias: torch.dtype | None = None
 
 
 class _Memory(NamedTuple):
@@ -66,38 +70,43 @@ def hopper_shortfall(device: torch.device, size: int, dtype: torch.dtype) -> str
     index = _index(device)
     if not _is_hopper(index):
         return None
-    programs = (Program(plan, size, dtype, False, True) for plan in PLANS[size])
+    programs = (Program(plan, size, dtype) for plan in PLANS[size])
     tried = (trial(index, program) for program in programs)
     return _unsuited(index) or next(filter(None, tried), None)
 
 
-def attend_on_hopper(q: Tensor, k: Tensor, v: Tensor, out: Tensor, entropy: Tensor, scale: float) -> bool:
+def attend_on_hopper(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, out: Tensor, entropy: Tensor, scale: float
+) -> bool:
     """Fill out and entropy and return True, or return False where the portable kernel is to do it.
 
-    q `[B, H, Nq, D]`, k and v `[B, Hkv, Nk, D]`, out the transpose of a contiguous `[B, Nq, H, D]`, entropy
-    `[B, H, Nq]` float32; none is empty, the scale is not negative, and q's device is the current one.
+    q `[B, H, Nq, D]`, k and v `[B, Hkv, Nk, D]`, bias bool or floating, broadcastable to `[B, H, Nq, Nk]`, out
+    the transpose of a contiguous `[B, Nq, H, D]`, entropy `[B, H, Nq]` float32; none is empty, the scale is not
+    negative, and q's device is the current one.
     """
-    chosen = choose_plan(q, k, v)
+    chosen = choose_plan(q, k, v, bias)
     if chosen is None:
         return False
     plan, splits = chosen
-    if trial(q.device.index, Program(plan, q.shape[3], q.dtype, splits > 1, True)) is not None:
+    program = Program(plan, q.shape[3], q.dtype, splits > 1, bias=None if bias is None else bias.dtype)
+    if trial(q.device.index, program) is not None:
         return False
-    launch(plan, splits, q, k, v, out, entropy, scale)
+    launch(plan, splits, q, k, v, bias, out, entropy, scale)
     return True
 
 
 @cache
 def trial(index: int, program: Program) -> str | None:
     """Why this program does not compile or launch on GPU `index`; None where it does. The first call tries it."""
-    plan, size, dtype, split, with_entropy = program
+    plan, size, dtype, split, with_entropy, bias_dtype = program
     splits = 2 if split else 1
     rows = max(plan.keys, ROWS) * splits
     x = torch.zeros(1, 1, rows, size, dtype=dtype, device=torch.device("cuda", index))
+    bias = None if bias_dtype is None else x.new_zeros((rows, rows), dtype=bias_dtype)
     entropy = x.new_empty((1, 1, rows), dtype=torch.float32)
     try:
         with torch.cuda.device(index):
-            launch(plan, splits, x, x, x, torch.empty_like(x), entropy, 0.0, with_entropy)
+            launch(plan, splits, x, x, x, bias, torch.empty_like(x), entropy, 0.0, with_entropy)
     # A Triton that this was not written with fails in ways of many kinds, and the portable kernel is there.
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -107,7 +116,7 @@ def trial(index: int, program: Program) -> str | None:
     return None
 
 
-def choose_plan(q: Tensor, k: Tensor, v: Tensor) -> tuple[Plan, int] | None:
+def choose_plan(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> tuple[Plan, int] | None:
     """How the Hopper kernel is to run on these operands, and on how many parts of the keys; None where the
     portable kernel is to."""
     batch, heads, queries, size = q.shape
@@ -115,7 +124,29 @@ def choose_plan(q: Tensor, k: Tensor, v: Tensor) -> tuple[Plan, int] | None:
         return None
     if hopper_unavailable(q.device) is not None or not all(map(describable, (q, k, v))):
         return None
-    return choose(batch * heads, queries, k.shape[2], size, _processors(q.device.index))
+    if bias is not None and not readable(bias, q, k):
+        return None
+    processors = _processors(q.device.index)
+    return choose(batch * heads, queries, k.shape[2], size, processors, bias is not None)
+
+
+def readable(bias: Tensor, q: Tensor, k: Tensor) -> bool:
+    """Whether the kernel's pointers reach all of `bias`: neighbouring keys, and strides of 31 bits."""
+    spread = _spread(bias, q, k)
+    of_a_batch, of_a_head, of_a_query = _bias_strides(spread)
+    largest = max(of_a_batch, of_a_head, of_a_query * ROWS)
+    return spread.stride(3) == 1 and largest < _LARGEST_BIAS_STRIDE and bias.dtype in _BIAS_DTYPES
+
+
+def _spread(bias: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """`[B, H, Nq, Nk]`, with stride 0 where the bias broadcasts."""
+    return bias.expand(*q.shape[:3], k.shape[2])
+
+
+def _bias_strides(spread: Tensor) -> tuple[int, int, int]:
+    """From row to row, head to head and query to query; a dimension of length 1 may say anything."""
+    batch, head, query = (s if n > 1 else 0 for n, s in zip(spread.shape[:3], spread.stride()[:3], strict=True))
+    return batch, head, query
 
 
 def describable(x: Tensor) -> bool:
@@ -168,6 +199,7 @@ def launch(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    bias: Tensor | None,
     out: Tensor,
     entropy: Tensor,
     scale: float,
@@ -182,11 +214,14 @@ def launch(
     batch, heads, queries, size = q.shape
     keys, of_a_head = k.shape[2], blocks(plan, queries)
     parts = make_parts(splits, entropy, size)
+    spread = entropy if bias is None else _spread(bias, q, k)
+    strides = (0, 0, 0) if bias is None else _bias_strides(spread)
+    spread = spread.view(torch.uint8) if spread.dtype == torch.bool else spread
     _kernels().attention_entropy_hopper[(of_a_head * splits * batch * heads,)](
-        descriptor(q, ROWS), descriptor(k, plan.keys), descriptor(v, plan.keys), out, entropy, *parts,
-        heads, heads // k.shape[1], queries, keys, of_a_head, splits, scale * _LOG2_E, math.log(keys),
+        descriptor(q, ROWS), descriptor(k, plan.keys), descriptor(v, plan.keys), spread, out, entropy, *parts,
+        *strides, heads, heads // k.shape[1], queries, keys, of_a_head, splits, scale * _LOG2_E, math.log(keys),
         size, plan.keys, plan.stages, plan.warpgroups, plan.registers, q.dtype == torch.float16,
-        splits > 1, with_entropy,
+        splits > 1, with_entropy, bias is not None,
         num_warps=4, maxnreg=plan.launch_registers,
     )  # fmt: skip
     if splits > 1:

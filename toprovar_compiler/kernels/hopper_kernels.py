@@ -127,20 +127,26 @@ def _store_rows(
 @gluon.jit
 def _consumer(
     args, WARPGROUP: gl.constexpr, WARPGROUPS: gl.constexpr,
-    EXACT: gl.constexpr, SPLIT: gl.constexpr, WITH_ENTROPY: gl.constexpr,
+    EXACT: gl.constexpr, SPLIT: gl.constexpr, WITH_ENTROPY: gl.constexpr, BIAS: gl.constexpr,
 ):  # fmt: skip
     """64 queries against all keys of a part."""
-    q_tiles, q_full, ring, keys, scale, blocks, splits, places = args
+    q_tiles, q_full, ring, keys, scale, biases, places = args
+    _, _, _, _, heads, queries, blocks, splits, _ = places
     if WARPGROUPS > 1 and WARPGROUP == WARPGROUPS - 1:
         turn(0, GIVE_TURN)
     mbarrier.wait(q_full, 0)
     q = q_tiles.index(WARPGROUP).reshape([ROWS, q_tiles.shape[4]])
     none = gl.to_tensor(0)
     program = gl.program_id(0)
-    _, _, split = _place(program, blocks, splits, SPLIT)
-    _, keys = _part(keys, split, splits, SPLIT)
+    head_of_all, block, split = _place(program, blocks, splits, SPLIT)
+    first, keys = _part(keys, split, splits, SPLIT)
+    row = (block * WARPGROUPS + WARPGROUP) * ROWS
+    BIAS_AT, bias_stride_b, bias_stride_h, bias_stride_q = biases
+    bias_at = BIAS_AT + (head_of_all // heads).to(gl.int64) * bias_stride_b
+    bias_at += (head_of_all % heads).to(gl.int64) * bias_stride_h + row.to(gl.int64) * bias_stride_q + first
+    bias = (bias_at, bias_stride_q, queries - row)
     out, reference, mass, energy = attend(
-        q, ring, none, keys, scale, WARPGROUP, WARPGROUPS, EXACT, WITH_ENTROPY
+        q, ring, none, keys, scale, bias, WARPGROUP, WARPGROUPS, EXACT, WITH_ENTROPY, BIAS
     )
     if EXACT:
         wanted = gl.full([ROWS], True, gl.int1, reference.type.layout)
@@ -162,7 +168,7 @@ def _consumer(
             program += again - 1
             done = gl.cdiv(keys, ring[0].shape[3])
             out, reference, mass, energy = attend(
-                q, ring, done, keys, scale, WARPGROUP, WARPGROUPS, True, WITH_ENTROPY
+                q, ring, done, keys, scale, bias, WARPGROUP, WARPGROUPS, True, WITH_ENTROPY, BIAS
             )
             _store(
                 out, reference, mass, energy, good == 0, program, places, WARPGROUP, WARPGROUPS, SPLIT,
@@ -214,18 +220,25 @@ def _producer(args, WARPGROUPS: gl.constexpr, EXACT: gl.constexpr, SPLIT: gl.con
             _fill(K, V, ring, gl.cdiv(keys, ring[0].shape[3]), b, h // group, first, keys)
 
 
-@gluon.jit(do_not_specialize=["heads", "group", "queries", "keys", "blocks", "splits"])
+@gluon.jit(
+    do_not_specialize=[
+        "BIAS_AT", "bias_stride_b", "bias_stride_h", "bias_stride_q",
+        "heads", "group", "queries", "keys", "blocks", "splits",
+    ]
+)  # fmt: skip
 def attention_entropy_hopper(
-    Q, K, V, OUT, ENTROPY, PART, STATS, heads, group, queries, keys, blocks, splits, scale, most,
+    Q, K, V, BIAS_AT, OUT, ENTROPY, PART, STATS, bias_stride_b, bias_stride_h, bias_stride_q, heads, group, queries, keys, blocks, splits, scale, most,
     D: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, WARPGROUPS: gl.constexpr,
     REGISTERS: gl.constexpr, EXACT: gl.constexpr, SPLIT: gl.constexpr, WITH_ENTROPY: gl.constexpr,
+    BIAS: gl.constexpr,
 ):  # fmt: skip
     """One program: 64 * WARPGROUPS (1 or 2) queries of one head over one of `splits` parts of the keys.
 
     The grid is [blocks * splits * B * H]. Q [B, H, Nq, D], K and V [B, H / group, Nk, D], Nk >= splits *
     BLOCK_N, are descriptors of tiles [1, 1, 64 or BLOCK_N, D]; OUT [B, Nq, H, D] contiguous, ENTROPY [B * H, Nq]
     float32, left alone unless WITH_ENTROPY. With SPLIT, PART [splits, B * H, Nq, D] and STATS
-    [splits, B * H, Nq, 3] (m, l, e) are written instead, float32. `scale` is in base 2, not negative; `most` is
+    [splits, B * H, Nq, 3] (m, l, e) are written instead, float32. With BIAS, BIAS_AT [B, H, Nq, Nk] by strides,
+    1 from key to key, is uint8 (0: not attended) or floating. `scale` is in base 2, not negative; `most` is
     log Nk. REGISTERS is what a thread of the second consumer gets.
     """
     q_tiles = gl.allocate_shared_memory(Q.dtype, [WARPGROUPS, 1, 1, ROWS, D], Q.layout)
@@ -245,12 +258,13 @@ def attention_entropy_hopper(
     fence_async_shared()
     ring = (k_tiles, v_tiles, k_full, k_empty, v_full, v_empty)
     places = (OUT, ENTROPY, PART, STATS, heads, queries, blocks, splits, most)
-    consumed = (q_tiles, q_full, ring, keys, scale, blocks, splits, places)
+    biases = (BIAS_AT, bias_stride_b, bias_stride_h, bias_stride_q)
+    consumed = (q_tiles, q_full, ring, keys, scale, biases, places)
     produced = (Q, K, V, q_tiles, q_full, ring, heads, group, keys, blocks, splits)
     if WARPGROUPS == 1:
         gl.warp_specialize(
             [
-                (_consumer, (consumed, 0, WARPGROUPS, EXACT, SPLIT, WITH_ENTROPY)),
+                (_consumer, (consumed, 0, WARPGROUPS, EXACT, SPLIT, WITH_ENTROPY, BIAS)),
                 (_producer, (produced, WARPGROUPS, EXACT, SPLIT)),
             ],
             [1], [24],
@@ -258,8 +272,8 @@ def attention_entropy_hopper(
     else:
         gl.warp_specialize(
             [
-                (_consumer, (consumed, 0, WARPGROUPS, EXACT, SPLIT, WITH_ENTROPY)),
-                (_consumer, (consumed, 1, WARPGROUPS, EXACT, SPLIT, WITH_ENTROPY)),
+                (_consumer, (consumed, 0, WARPGROUPS, EXACT, SPLIT, WITH_ENTROPY, BIAS)),
+                (_consumer, (consumed, 1, WARPGROUPS, EXACT, SPLIT, WITH_ENTROPY, BIAS)),
                 (_producer, (produced, WARPGROUPS, EXACT, SPLIT)),
             ],
             [4, 1], [REGISTERS, 24],

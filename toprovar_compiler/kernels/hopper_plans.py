@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 ROWS = 64  # queries a warpgroup
@@ -11,6 +12,7 @@ LEAST_QUERIES = 32
 MOST_SPLITS = 16
 # Programs for so much of the multiprocessors fill the GPU.
 _FULL = 0.95
+_MOST_SHAPES = 4096
 # What parts of the keys cost, in tiles of keys of one program (about 0.65 us each on an H100): one more launch,
 # each part, and each part's way through memory for 2^20 numbers of output. Then how much longer a tile takes where
 # two programs share a multiprocessor. Fitted to `python -m benchmarks.attention_splits`.
@@ -37,14 +39,21 @@ PLANS: dict[int, tuple[Plan, ...]] = {
 }
 
 
-def choose(heads: int, queries: int, keys: int, size: int, processors: int) -> tuple[Plan, int] | None:
+# The same where there is a bias, for whose values the others have no registers left and spill.
+BIASED_PLANS: dict[int, Plan] = {64: Plan(64, 3, 1, 0, 128, 2), 128: Plan(64, 2, 1, 0, 128, 2)}
+
+
+@lru_cache(_MOST_SHAPES)
+def choose(
+    heads: int, queries: int, keys: int, size: int, processors: int, biased: bool = False
+) -> tuple[Plan, int] | None:
     """The plan and the parts of the keys for `heads` heads in all (B * H) on a GPU of so many multiprocessors.
 
     None where there is no plan or the portable kernel is faster.
     """
-    plans = PLANS.get(size)
-    if plans is None or queries < LEAST_QUERIES:
+    if size not in PLANS or queries < LEAST_QUERIES:
         return None
+    plans = (BIASED_PLANS[size],) if biased else PLANS[size]
     filling = (p for p in plans if programs(p, heads, queries) >= _FULL * processors)
     plan = next(filling, plans[-1])
     if keys < plan.keys:

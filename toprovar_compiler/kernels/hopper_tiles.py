@@ -21,6 +21,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 ROWS = gl.constexpr(64)  # queries a warpgroup: the height of a wgmma
 # Stands for "no key yet", in base 2; finite, also times any number of keys.
 LOWEST = gl.constexpr(-1.0e30)
+LOG2_E = gl.constexpr(1.4426950408889634)
 # Columns that the sums of a row are kept in until the end; a lane owns two, so that none crosses lanes.
 PARTS = gl.constexpr(8)
 
@@ -80,6 +81,25 @@ def _by_lane(x):
 
 
 @gluon.jit
+def _biased(products, scale, bias, key):
+    """Base-2 logits of a tile [64, BLOCK_N] of keys from `key` on, with the bias added or masked to -inf.
+
+    `bias` is where the first of the rows starts, at key 0, what is from row to row, and how many rows there are.
+    """
+    at, stride, present = bias
+    layout: gl.constexpr = products.type.layout
+    # A row that is not there has the last one's bias.
+    row = gl.minimum(gl.arange(0, ROWS, layout=gl.SliceLayout(1, layout)), present - 1)
+    column = gl.arange(0, products.shape[1], layout=gl.SliceLayout(0, layout))
+    value = gl.load(at + key + (row * stride)[:, None] + column[None, :])
+    if value.dtype == gl.uint8:
+        logits = gl.where(value != 0, products * scale, float("-inf"))
+    else:
+        logits = products * scale + value.to(gl.float32) * LOG2_E
+    return logits
+
+
+@gluon.jit
 def _first_weights(products, counted, scale, WITH_ENTROPY: gl.constexpr):
     """Weights of the first tile [64, BLOCK_N], the row references, and the sums by lane.
 
@@ -101,8 +121,9 @@ def _first_weights(products, counted, scale, WITH_ENTROPY: gl.constexpr):
 
 @gluon.jit
 def _weights(
-    products, reference, mass, energy, scale, EXACT: gl.constexpr, WITH_ENTROPY: gl.constexpr
-):
+    products, reference, mass, energy, scale,
+    EXACT: gl.constexpr, WITH_ENTROPY: gl.constexpr, BIAS: gl.constexpr,
+):  # fmt: skip
     """Weights of a full tile [64, BLOCK_N], the sums with it, and what the sums before it decay by."""
     decay = reference
     if EXACT:
@@ -119,7 +140,7 @@ def _weights(
     weights = gl.exp2(shifted)
     mass += _by_lane(weights)
     if WITH_ENTROPY:
-        energy += _by_lane(weights * gl.maximum(shifted, LOWEST) if EXACT else weights * shifted)
+        energy += _by_lane(weights * gl.maximum(shifted, LOWEST) if EXACT or BIAS else weights * shifted)
     else:
         energy = mass
     mass, energy = _pin(mass, energy)
@@ -138,8 +159,9 @@ def next_slot(slot, phase, STAGES: gl.constexpr):
 
 @gluon.jit
 def attend(
-    q, ring, done, keys, scale,
+    q, ring, done, keys, scale, bias,
     WARPGROUP: gl.constexpr, WARPGROUPS: gl.constexpr, EXACT: gl.constexpr, WITH_ENTROPY: gl.constexpr,
+    BIAS: gl.constexpr,
 ):  # fmt: skip
     """A pass over all keys: unnormalised out [64, D], references, and l and e [64]; l twice without entropy.
 
@@ -169,10 +191,14 @@ def attend(
     products = warpgroup_mma_wait(0, deps=[token])
     mbarrier.arrive(k_empty.index(slot), count=1)
     counted = keys - (tiles - 1) * BLOCK_N
-    weights, reference, mass, energy = _first_weights(products, counted, scale, WITH_ENTROPY)
+    # What `products` are to be multiplied by; logits with a bias are whole.
+    factor = scale
+    if BIAS:
+        products, factor = _biased(products, scale, bias, 0), 1.0
+    weights, reference, mass, energy = _first_weights(products, counted, factor, WITH_ENTROPY)
 
     out = gl.zeros([ROWS, D], gl.float32, out_layout)
-    for _ in range(1, tiles):
+    for tile in range(1, tiles):
         later, later_phase = next_slot(slot, phase, STAGES)
         mbarrier.wait(k_full.index(later), later_phase)
         # Float32 weights cross the loop, not narrow ones: their registers then serve as the next products.
@@ -188,8 +214,10 @@ def attend(
             turn(NEXT, GIVE_TURN)
         products = warpgroup_mma_wait(1, deps=[token])
         mbarrier.arrive(k_empty.index(later), count=1)
+        if BIAS:
+            products = _biased(products, scale, bias, keys - (tiles - tile) * BLOCK_N)
         weights, reference, mass, energy, decay = _weights(
-            products, reference, mass, energy, scale, EXACT, WITH_ENTROPY
+            products, reference, mass, energy, factor, EXACT, WITH_ENTROPY, BIAS
         )
         out, narrow, weights = warpgroup_mma_wait(0, deps=[out_token, narrow, weights])
         mbarrier.arrive(v_empty.index(slot), count=1)

@@ -94,8 +94,7 @@ def attention_entropy_triton(
     factor = 1.0 / math.sqrt(head_size) if scale is None else scale
     if factor < 0:
         q, factor = q.neg(), -factor
-    plain = bias is None and tiles is None and splits is None
-    if plain and attend_on_hopper(q, k, v, out, entropy, factor):
+    if tiles is None and splits is None and attend_on_hopper(q, k, v, bias, out, entropy, factor):
         return out, entropy
     block_d, block_dv = padded(head_size), padded(value_size)
     if tiles is None:
