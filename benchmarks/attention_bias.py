@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.attention import Shape, operands
-from benchmarks.measure import in_graph
+from benchmarks.attention_rivals import operands
+from benchmarks.attention_shapes import Shape
+from benchmarks.graphs import in_graph
 from toprovar_compiler.kernels import ops  # noqa: F401  (registers the operator)
 from toprovar_compiler.kernels.triton_attention import attention_entropy_triton, choose_tiles
 

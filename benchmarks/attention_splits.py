@@ -14,8 +14,9 @@ import math
 import torch
 from torch import Tensor
 
-from benchmarks.attention import Shape, operands
-from benchmarks.measure import in_graph
+from benchmarks.attention_rivals import operands
+from benchmarks.attention_shapes import Shape
+from benchmarks.graphs import in_graph
 from toprovar_compiler.kernels.hopper_attention import choose_plan, launch
 from toprovar_compiler.kernels.hopper_plans import PLANS
 from toprovar_compiler.kernels.triton_attention import attention_entropy_triton, choose_tiles
