@@ -17,7 +17,7 @@ def add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Paints prompts dense to learn what the attention's entropy says about each place of the picture, "
         "then with each scale pruned alone, and writes how much to prune where: a JSON file for the option "
-        "calibration=FILE."
+        "calibration=FILE. Run it again to go on where it stopped; run it under torchrun to share the work."
     )
     parser.add_argument(
         "model",
@@ -75,7 +75,9 @@ def _similarity(text: str) -> float:
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
-    from toprovar_compiler.calibration.run import Settings, calibrate  # torchmetrics is an extra
+    from toprovar_compiler.calibration.calibrator import Aim  # torchmetrics is an extra
+    from toprovar_compiler.calibration.run import Settings, calibrate
+    from toprovar_compiler.evaluation.processes import Processes
 
     settings = Settings(
         model=arguments.model,
@@ -85,9 +87,10 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         prompts=arguments.prompts,
         seed=arguments.seed,
         batch=arguments.batch,
-        target_speedup=arguments.target_speedup,
-        min_ssim=arguments.min_ssim,
+        aim=Aim(arguments.target_speedup, arguments.min_ssim),
         out=arguments.out,
     )
-    print(calibrate(settings))
+    report = calibrate(settings, Processes.from_environment())
+    if report:
+        print(report)
     return EXIT_OK
