@@ -47,6 +47,9 @@ def add_calibrate(parser: argparse.ArgumentParser) -> None:
         "--min-ssim", type=_similarity, metavar="Y", help="or the mean SSIM to the dense pictures, in (0, 1]"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="file to write")
+    parser.add_argument(
+        "--plots", type=Path, metavar="DIR", help="folder for pictures of the scales, layers and plans"
+    )
     add_device(parser)
     add_traceback(parser)
     parser.set_defaults(command=_calibrate)
@@ -89,6 +92,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         batch=arguments.batch,
         aim=Aim(arguments.target_speedup, arguments.min_ssim),
         out=arguments.out,
+        plots=arguments.plots,
     )
     report = calibrate(settings, Processes.from_environment())
     if report:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -59,6 +59,7 @@ class Calibrator:
         self.bench, self.aim = bench, aim
         self.schedule = growing_schedule(bench.model)
         self.trials = Trials(bench)
+        self.lessons = Lessons(self.schedule)
 
     def calibration(self) -> Calibration:
         """Do all that is not finished yet.
@@ -66,8 +67,8 @@ class Calibrator:
         Raises:
             ToprovarError: the model cannot be pruned as asked, a damaged part, or a process that ended.
         """
-        lessons = self._learn()
-        model, gates, flops = self.bench.model, lessons.gates(), lessons.flops()
+        self._learn()
+        model, gates, flops = self.bench.model, self.lessons.gates(), self.lessons.flops()
         scales = scales_worth_pruning(flops, gates)
         if not scales:
             raise UnsupportedModelError(
@@ -97,12 +98,27 @@ class Calibrator:
             "pictures": sum(len(batch.units) for batch in self.bench.batches),
             "seed": self.bench.batches[0].seed,
             "measured": measured,
-            "scales": lessons.statistics(),
+            "scales": self.lessons.statistics(),
             "damage": [{"scale": s, "keep_ratio": r, "ssim": 1 - harm} for (s, r), harm in damage.items()],
         }
         return dataclasses.replace(unplanned, plan=plan, plans=planner.menu(), record=record)
 
-    def _learn(self) -> Lessons:
+    def pruned_from(self, scales: Iterable[int], ratio: float) -> dict[int, Tensor]:
+        """scale -> [pictures] float64, the SSIM where it and all later scales keep so much of their tokens.
+
+        Args:
+            scales: of which the calibration, which must be there, has tried all.
+        """
+        budgets = {
+            start: [ratio if scale >= start else 1.0 for scale in range(len(self.schedule))]
+            for start in scales
+        }
+        for start, keep in budgets.items():
+            self.trials.run(keep, f"from scale {start} on, {ratio:.0%} of the tokens")
+        self.bench.processes.wait()
+        return {start: self.trials.ssim(keep) for start, keep in budgets.items()}
+
+    def _learn(self) -> None:
         """What the dense pictures teach.
 
         These pictures are not the ones to compare with: in low precision, blocks that give their entropy
@@ -122,10 +138,8 @@ class Calibrator:
 
         self.bench.finish(_LEARNED, label, learn)
         self.bench.processes.wait()
-        lessons = Lessons(self.schedule)
         for batch in self.bench.batches:
-            self.bench.parts.read(_LEARNED, batch.number, lessons.add)
-        return lessons
+            self.bench.parts.read(_LEARNED, batch.number, self.lessons.add)
 
     def _flops_of_scales(self, counted: Counters) -> list[int]:
         ran = dict(sorted(counted.scale_tokens.items()))

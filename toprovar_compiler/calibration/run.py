@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 
 from toprovar_compiler.calibration.bench import Bench
+from toprovar_compiler.calibration.budgets import RATIOS
 from toprovar_compiler.calibration.calibrator import Aim, Calibrator, growing_schedule
 from toprovar_compiler.calibration.parts import Parts
+from toprovar_compiler.calibration.plots import Findings, check_folder, draw
 from toprovar_compiler.cli_model import load_model
 from toprovar_compiler.errors import OptionError
 from toprovar_compiler.evaluation.identity import run_identity
@@ -33,6 +35,7 @@ class Settings:
         prompts: a number, or the path of a text file.
         batch: pictures at a time.
         aim: the plan that is asked for.
+        plots: a folder for pictures of what was found; None for none.
     """
 
     model: str
@@ -44,6 +47,7 @@ class Settings:
     batch: int
     aim: Aim
     out: Path
+    plots: Path | None = None
 
 
 def calibrate(settings: Settings, processes: Processes) -> str:
@@ -56,6 +60,8 @@ def calibrate(settings: Settings, processes: Processes) -> str:
     out = settings.out
     if not out.absolute().parent.is_dir() or out.is_dir():
         raise OptionError(f"--out requires a file in a folder that exists, got {str(out)!r}")
+    if settings.plots is not None:
+        check_folder(settings.plots)
     model = load_model(settings.model, processes.device(settings.device), settings.dtype)
     device = next(model.parameters()).device
     suite = load_suite(settings.suite, settings.model, device)
@@ -65,14 +71,31 @@ def calibrate(settings: Settings, processes: Processes) -> str:
     asked = {"model": settings.model, "batch": batches[0].size, "seed": settings.seed}
     parts = Parts(out.with_name(out.name + PARTS), run_identity(model, suite, prompts, asked))
     with torch.no_grad(), processes.joined(device):
-        found = Calibrator(Bench(model, batches, processes, parts), settings.aim).calibration()
+        calibrator = Calibrator(Bench(model, batches, processes, parts), settings.aim)
+        found = calibrator.calibration()
+        findings = None if settings.plots is None else _findings(calibrator, found)
         processes.wait()  # what others still read must stay
     if processes.rank != 0:
         return ""
     with whole(out) as unfinished:
         found.save(unfinished)
+    report = _report(found, out)
+    if findings is not None and settings.plots is not None:
+        report += "\nwrote " + ", ".join(map(str, draw(findings, settings.plots)))
     parts.remove()
-    return _report(found, out)
+    return report
+
+
+def _findings(calibrator: Calibrator, found: Calibration) -> Findings:
+    tried = sorted({row["scale"] for row in found.record["damage"]})
+    strongest = min(RATIOS)
+    return Findings(
+        calibration=found,
+        pictures=calibrator.lessons.of_pictures(),
+        pruned_from=calibrator.pruned_from(tried, strongest),
+        pruned_to=strongest,
+        layers=calibrator.lessons.representative(),
+    )
 
 
 def _report(found: Calibration, path: Path) -> str:
