@@ -17,7 +17,7 @@ def add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Paints prompts dense to learn what the attention's entropy says about each place of the picture, "
         "then with each scale pruned alone, and writes how much to prune where: a JSON file for the option "
-        "calibration=FILE."
+        "calibration=FILE. Run it again to go on where it stopped; run it under torchrun to share the work."
     )
     parser.add_argument(
         "model",
@@ -47,6 +47,9 @@ def add_calibrate(parser: argparse.ArgumentParser) -> None:
         "--min-ssim", type=_similarity, metavar="Y", help="or the mean SSIM to the dense pictures, in (0, 1]"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="file to write")
+    parser.add_argument(
+        "--plots", type=Path, metavar="DIR", help="folder for pictures of the scales, layers and plans"
+    )
     add_device(parser)
     add_traceback(parser)
     parser.set_defaults(command=_calibrate)
@@ -75,7 +78,9 @@ def _similarity(text: str) -> float:
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
-    from toprovar_compiler.calibration.run import Settings, calibrate  # torchmetrics is an extra
+    from toprovar_compiler.calibration.calibrator import Aim  # torchmetrics is an extra
+    from toprovar_compiler.calibration.run import Settings, calibrate
+    from toprovar_compiler.evaluation.processes import Processes
 
     settings = Settings(
         model=arguments.model,
@@ -85,9 +90,11 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         prompts=arguments.prompts,
         seed=arguments.seed,
         batch=arguments.batch,
-        target_speedup=arguments.target_speedup,
-        min_ssim=arguments.min_ssim,
+        aim=Aim(arguments.target_speedup, arguments.min_ssim),
         out=arguments.out,
+        plots=arguments.plots,
     )
-    print(calibrate(settings))
+    report = calibrate(settings, Processes.from_environment())
+    if report:
+        print(report)
     return EXIT_OK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,3 +52,65 @@ class _Unstated(PaintingVAR):
 
 def unstated(device: torch.device, dtype: torch.dtype) -> Any:
     return make(_Unstated, dtype=torch.float64)
+
+
+class _Failing(PaintingVAR):
+    """Its own code fails at one prompt."""
+
+    def generate(self, prompts: Sequence[str], seed: int = 0) -> torch.Tensor:
+        if "abcd" in prompts:
+            raise KeyError("no such word: abcd")
+        return super().generate(prompts, seed)
+
+
+def failing(device: torch.device, dtype: torch.dtype) -> Any:
+    return _made(_Failing)
+
+
+class _Broken(PaintingVAR):
+    """Its pictures have NaN."""
+
+    def generate(self, prompts: Sequence[str], seed: int = 0) -> torch.Tensor:
+        return super().generate(prompts, seed) * torch.nan
+
+
+def broken(device: torch.device, dtype: torch.dtype) -> Any:
+    return _made(_Broken)
+
+
+class _Stamps(PaintingVAR):
+    """Its pictures are too small to compare."""
+
+    def generate(self, prompts: Sequence[str], seed: int = 0) -> torch.Tensor:
+        return super().generate(prompts, seed)[..., :4, :4]
+
+
+def stamps(device: torch.device, dtype: torch.dtype) -> Any:
+    return _made(_Stamps)
+
+
+class _Overstated(PaintingVAR):
+    """Runs other scales than it states."""
+
+    runs = (2, 6, 9)
+
+    def generate(self, prompts: Sequence[str], seed: int = 0) -> torch.Tensor:
+        stated, self.patch_nums = self.patch_nums, self.runs
+        try:
+            return super().generate(prompts, seed)
+        finally:
+            self.patch_nums = stated
+
+
+def overstated(device: torch.device, dtype: torch.dtype) -> Any:
+    return _made(_Overstated)
+
+
+class _OneScale(_Overstated):
+    """Runs all tokens at once."""
+
+    runs = (11,)
+
+
+def one_scale(device: torch.device, dtype: torch.dtype) -> Any:
+    return _made(_OneScale)

@@ -66,6 +66,20 @@ def test_an_empty_prompt_file(command: Command, tmp_path: Path, capsys: pytest.C
             [],
             "a model whose blocks give their attention's entropy at some scale, got none",
         ),
+        (
+            "failing",
+            [],
+            "requires a model that paints its prompts, got KeyError: 'no such word: abcd' (dense, with "
+            "entropy, batch 1, first prompt 'abcd'); take out what it cannot paint, or mend it: --traceback",
+        ),
+        ("broken", [], "requires finite pictures, got NaN or infinity (dense, with entropy, batch 0, first"),
+        ("stamps", [], "requires pictures that are large enough for SSIM, got (4, 4) pixels; let generate"),
+        (
+            "overstated",
+            [],
+            "runs the scales that it states, (1, 4, 16, 36, 64) tokens, got (4, 36, 81); mend its attribute",
+        ),
+        ("one_scale", [], "runs the scales that it states, (1, 4, 16, 36, 64) tokens, got (121,); mend its"),
     ],
 )
 def test_what_only_painting_shows_is_one_line_after_the_progress(
@@ -81,6 +95,16 @@ def test_what_only_painting_shows_is_one_line_after_the_progress(
     assert progress
     assert all(line.startswith("[") for line in progress)
     assert expected in error
+
+
+def test_a_file_that_was_there_survives_an_error(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "c.json"
+    out.write_text("{}")
+    assert main(command("failing", out)) == EXIT_ERROR
+    assert "no such word" in capsys.readouterr().err
+    assert out.read_text() == "{}"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tests.policies.calibrations import MILD, PLAN, STRONG, calibration, gate
 from tests.toy_generators import ClassVAR, make
 from toprovar_compiler.errors import ArtifactError, OptionError, UnsupportedModelError
 from toprovar_compiler.options import Options
+from toprovar_compiler.policies import artifacts
 from toprovar_compiler.policies.calibration import Plan, calibration_for, load_calibration
 
 SCHEDULE = (1, 4, 9, 16, 36)
@@ -59,6 +61,51 @@ def test_a_file_cut_short_is_refused(calibration_file: Path) -> None:
 def test_a_folder_is_no_calibration(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="requires a JSON file"):
         load_calibration(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_no_calibration_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "c.json")
+    with pytest.raises(
+        ArtifactError, match=r"c\.json requires a JSON file, got a folder, a pipe or a device;"
+    ):
+        load_calibration(tmp_path / "c.json")
+
+
+def test_a_file_that_is_too_large_is_refused_without_parsing_it(
+    calibration_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = calibration_file.stat().st_size
+    monkeypatch.setattr(artifacts, "MOST_BYTES", size)
+    load_calibration(calibration_file)
+    monkeypatch.setattr(artifacts, "MOST_BYTES", size - 1)
+    monkeypatch.setattr(json, "loads", None)
+    with pytest.raises(
+        ArtifactError, match=f"requires a JSON file, got more than {size - 1} bytes; make one"
+    ):
+        load_calibration(calibration_file)
+
+
+@pytest.mark.parametrize("place", ["plan", "plans"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("times_fewer", 0.99),
+        ("times_fewer", -2),
+        ("times_fewer", float("nan")),
+        ("times_fewer", "2"),
+        ("ssim", 1.001),
+        ("ssim", float("-inf")),
+        ("ssim", True),
+    ],
+)
+def test_plans_out_of_range_are_refused(place: str, name: str, value: Any, calibration_file: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        (content["plan"] if place == "plan" else content["plans"][1])[name] = value
+
+    _change(calibration_file, change)
+    with pytest.raises(ArtifactError, match=r"is damaged .*; make one with: toprovar calibrate"):
+        load_calibration(calibration_file)
 
 
 @pytest.mark.parametrize(
@@ -222,6 +269,25 @@ def test_a_file_of_another_architecture_is_refused_and_leaves_the_model_as_it_wa
         toprovar_compiler.compile(model, calibration=str(path))
     with pytest.raises(UnsupportedModelError):
         toprovar_compiler.summary(model)
+
+
+@pytest.mark.parametrize("change", [{"schedule": [1, 4, 9, 16, 25]}, {"schema": 9}, {"plan": None}], ids=str)
+def test_a_bad_calibration_changes_nothing_of_what_is_compiled_already(
+    change: dict[str, Any], under: Any, calibration_file: Path, tmp_path: Path, labels: torch.Tensor
+) -> None:
+    compiled = under(calibration=str(calibration_file))
+    before = compiled.autoregressive_infer_cfg(labels)
+    kept = toprovar_compiler.kept_tokens(compiled)
+    bad = tmp_path / "bad.json"
+    bad.write_text(calibration_file.read_text())
+    _change(bad, lambda content: content.update(change))
+    with pytest.raises(ArtifactError, match=r"bad\.json.*; make one with"):
+        toprovar_compiler.compile(compiled, calibration=str(bad))
+    with pytest.raises(ArtifactError, match=r"bad\.json.*; make one with"):
+        torch.compile(compiled, backend="toprovar", options={"calibration": str(bad)})(labels)
+    torch.testing.assert_close(compiled.autoregressive_infer_cfg(labels), before, rtol=0, atol=0)
+    again = toprovar_compiler.kept_tokens(compiled)
+    assert all(torch.equal(kept[scale], again[scale]) for scale in (*kept, *again))
 
 
 def test_a_file_of_other_weights_is_refused_and_one_of_another_dtype_is_not(

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from toprovar_compiler.errors import ArtifactError, MissingDependencyError, OptionError
-from toprovar_compiler.evaluation.store import FORMAT, FORMAT_VERSION, read_json
+from toprovar_compiler.evaluation.run_folder import read_json
+from toprovar_compiler.evaluation.store import FORMAT, FORMAT_VERSION
 from toprovar_compiler.evaluation.variants import line_of
 
 try:

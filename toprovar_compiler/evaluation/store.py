@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,13 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from toprovar_compiler.errors import ArtifactError
+from toprovar_compiler.evaluation.run_folder import claim, dump, read_json, whole, write_text
 from toprovar_compiler.evaluation.units import Batch, Unit
 
 FORMAT = "toprovar-evaluation"
 FORMAT_VERSION = 1
 TRUE_SCENES = "true-scenes"
 """In place of a policy's name: the suite's own pictures."""
-_RUN, _UNITS, _PICTURES, _TIMES = "run.json", "units", "pictures", "times"
+_UNITS, _PICTURES, _TIMES = "units", "pictures", "times"
 _FAST_PNG = 1  # zlib's fastest level: a third larger, several times faster
 
 
@@ -44,20 +42,7 @@ class Store:
         Raises:
             ArtifactError: the folder holds results of another run; both are named.
         """
-        path = self.folder / _RUN
-        wanted = json.loads(_dump({"format": FORMAT, "format_version": FORMAT_VERSION, **identity}))
-        if not path.exists():
-            _write(path, _dump(wanted))
-            return
-        found = read_json(path)
-        if found.get("format") != FORMAT:
-            raise ArtifactError(f"{path} requires format {FORMAT!r}, got another file; pass another --out")
-        for key in sorted(found.keys() | wanted.keys()):
-            if found.get(key) != wanted.get(key):
-                raise ArtifactError(
-                    f"the results in {self.folder} require {key} {found.get(key)!r}, got "
-                    f"{wanted.get(key)!r}; pass another --out, or remove that folder to start anew"
-                )
+        claim(self.folder, FORMAT, FORMAT_VERSION, identity)
 
     def has(self, name: str, batch: Batch) -> bool:
         """Whether the batch of this policy is finished."""
@@ -65,7 +50,7 @@ class Store:
 
     def write_unit(self, name: str, batch: Batch, record: Mapping[str, Any]) -> None:
         """Raises ArtifactError, as everything here that writes: no room, no permission, no folder."""
-        _write(self._unit_path(name, batch), _dump(record))
+        write_text(self._unit_path(name, batch), dump(record))
 
     def read_unit(self, name: str, batch: Batch) -> dict[str, Any]:
         """Raises ArtifactError: the file is missing or damaged."""
@@ -91,7 +76,7 @@ class Store:
 
     def write_times(self, turn: int, seconds: Mapping[str, float]) -> None:
         """What each contender took in one turn."""
-        _write(self._times_path(turn), _dump(seconds))
+        write_text(self._times_path(turn), dump(seconds))
 
     def read_times(self, turn: int) -> dict[str, float] | None:
         """None: this turn is still to be taken."""
@@ -100,7 +85,7 @@ class Store:
 
     def write_text(self, name: str, text: str) -> Path:
         """A file of the folder itself; returns its path."""
-        _write(self.folder / name, text)
+        write_text(self.folder / name, text)
         return self.folder / name
 
     def _unit_path(self, name: str, batch: Batch) -> Path:
@@ -115,50 +100,9 @@ def _folder(name: str) -> str:
     return quote(name, safe="[]=,")
 
 
-def _dump(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, indent=1, allow_nan=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    with _whole(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
-
-
 def _write_png(path: Path, array: Any) -> None:
-    with _whole(path) as unfinished:
+    with whole(path) as unfinished:
         Image.fromarray(array).save(unfinished, format="PNG", compress_level=_FAST_PNG)
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Where to write a file until it is whole; other processes may be writing the same one."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield unfinished
-        unfinished.replace(path)
-    except OSError as error:
-        raise ArtifactError(
-            f"{path} cannot be written ({error.strerror}); make room, or pass another --out"
-        ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ArtifactError: the file is missing or damaged.
-    """
-    remedy = "remove it and run the command again"
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error.strerror}); run the command again") from error
-    except ValueError as error:
-        raise ArtifactError(f"{path} requires JSON, got something else ({error}); {remedy}") from error
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{path} requires a JSON object, got {type(value).__name__}; {remedy}")
-    return value
 
 
 def _read_png(path: Path) -> Tensor:

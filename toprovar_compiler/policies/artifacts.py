@@ -64,9 +64,7 @@ def read_artifact(
         ArtifactError: no such file, too large, no JSON, of another kind or schema, or damaged.
     """
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"{path.stat().st_size} bytes, more than {MOST_BYTES}")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(_read(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{title} {path} requires a JSON file, got {error}; {remedy}") from error
     head = (content.get("kind"), content.get("schema")) if isinstance(content, dict) else None
@@ -76,6 +74,17 @@ def read_artifact(
         return parse(content)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{title} {path} is damaged ({error!r}); {remedy}") from error
+
+
+def _read(path: Path) -> str:
+    """The text of a regular file of at most :data:`MOST_BYTES`; OSError or ValueError for anything else."""
+    if path.exists() and not path.is_file():
+        raise ValueError("a folder, a pipe or a device")
+    with path.open("rb") as file:
+        found = file.read(MOST_BYTES + 1)
+    if len(found) > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES} bytes")
+    return found.decode("utf-8")
 
 
 def numbers(items: Iterable[Any], count: int | None = None) -> tuple[float, ...]:

@@ -20,6 +20,7 @@ from toprovar_compiler.policies.artifacts import fingerprint, numbers, read_arti
 SCHEMA = 1
 KIND = "toprovar-calibration"
 _SHIPPED = Path(__file__).parent / "calibrations"
+_SSIM_ROUNDING = 1e-6  # of means of float32
 _REMEDY = "make one with: toprovar calibrate module:function --prompts N --out FILE"
 
 Rows = tuple[tuple[float, ...], ...]
@@ -195,6 +196,8 @@ def _plan(content: dict[str, Any], scales: int) -> Plan:
     made = Plan(times_fewer, ssim, numbers(content["keep_ratio"], scales))
     if not all(0 < ratio <= 1 for ratio in made.keep_ratio):
         raise ValueError(f"keep_ratio {made.keep_ratio}")
+    if not (made.times_fewer >= 1 and made.ssim <= 1 + _SSIM_ROUNDING):
+        raise ValueError(f"times_fewer {made.times_fewer}, ssim {made.ssim}")
     return made
 
 

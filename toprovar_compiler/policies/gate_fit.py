@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,20 @@ def standardised(strength: Tensor) -> Tensor:
     return (strength.double() - centre) / spread.clamp_min(torch.finfo(torch.float32).tiny)
 
 
+class Moments(NamedTuple):
+    """Of tokens' entropies and what is predicted, C = L * H + 1 columns; all float64.
+
+    Attributes:
+        tokens: [], how many.
+        mean: [C].
+        scatter: [C, C], sums of products of distances to the mean.
+    """
+
+    tokens: Tensor
+    mean: Tensor
+    scatter: Tensor
+
+
 class GateFit:
     """The moments that a regression needs, of tokens that come in parts.
 
@@ -27,9 +43,11 @@ class GateFit:
     def __init__(self, layers: int, heads: int, device: torch.device) -> None:
         self.layers, self.heads = layers, heads
         columns = layers * heads + 1  # the entropies, and what is predicted
-        self._count = torch.zeros((), dtype=torch.float64, device=device)
-        self._mean = torch.zeros(columns, dtype=torch.float64, device=device)
-        self._scatter = torch.zeros(columns, columns, dtype=torch.float64, device=device)
+        self._moments = Moments(
+            torch.zeros((), dtype=torch.float64, device=device),
+            torch.zeros(columns, dtype=torch.float64, device=device),
+            torch.zeros(columns, columns, dtype=torch.float64, device=device),
+        )
 
     def add(self, entropies: Tensor, wanted: Tensor) -> None:
         """Entropies ``[B, L, H, N]`` as shares of the largest, wanted ``[B, N]``.
@@ -43,25 +61,36 @@ class GateFit:
         count = finite.sum().double()
         mean = table.sum(0) / count.clamp_min(1)
         centred = torch.where(finite, table - mean, 0.0)
+        self.merge(Moments(count, mean, centred.t() @ centred))
+
+    def merge(self, other: Moments) -> None:
+        """Add tokens summed up elsewhere; the same parts in the same order give the same numbers."""
+        count, mean, scatter = self._moments
+        total = (count + other.tokens).clamp_min(1)
         # Moments about the mean are merged: raw ones would lose a head that varies little to rounding.
-        total = (self._count + count).clamp_min(1)
-        step = mean - self._mean
-        self._scatter += centred.t() @ centred + torch.outer(step, step) * (self._count * count / total)
-        self._mean += step * (count / total)
-        self._count += count
+        step = other.mean - mean
+        between = torch.outer(step, step) * (count * other.tokens / total)
+        self._moments = Moments(
+            count + other.tokens, mean + step * (other.tokens / total), scatter + other.scatter + between
+        )
+
+    @property
+    def moments(self) -> Moments:
+        """Of all that was added."""
+        return self._moments
 
     @property
     def tokens(self) -> int:
         """How many were added."""
-        return int(self._count)
+        return int(self._moments.tokens)
 
     def solve(self, ridge: float) -> Gate:
         """The gate of least squares plus ``ridge`` times the squares of the standardised weights, per token.
 
         Heads that do not vary get no weight. Needs a token at least.
         """
-        covariance = (self._scatter / self._count).cpu()
-        means = self._mean.cpu()
+        count, mean, scatter = self._moments
+        covariance, means = (scatter / count).cpu(), mean.cpu()
         spread = covariance.diagonal()[:-1].sqrt()
         varies = spread > _LEAST_SPREAD
         unit = torch.where(varies, spread, 1.0)
