@@ -52,15 +52,14 @@ class Options:
             generation teaches, which runs in full; "layer-mean", the mean over layers of the
             previous scale's z-scored maps; "same-layer", that layer's map of the previous scale;
             "last-full-layer", the map of the last layer that ran in full at this scale. None: "calibrated"
-            if there is a calibration for the model, else "online"; "layer-mean" with ``layer_budgets``, which
-            the first two cannot have.
-        restoration: what a pruned token becomes: "scale-exit" (pruned in every layer, contributes a zero
-            residual code), "bypass" (the residual stream passes through) or "cached-update" (gets the
-            layer's update of the previous scale, resized).
+            if there is a calibration for the model, else "online".
+        restoration: what a pruned token becomes: "scale-exit" (pruned in every layer but Global ones,
+            contributes a zero residual code), "bypass" (the residual stream passes through) or
+            "cached-update" (gets the layer's update of the previous scale, resized).
         pruned_keys: whether keys and values of pruned tokens are "absent" from the cache or "computed".
         layer_budgets: one number in [0, 1] per layer: 1 = Detail layer, pruned to ``keep_ratio``; 0 = Global
-            layer, runs in full (R of eq. 4). Not with "scale-exit", which prunes all layers alike, unless the
-            policy is "fastvar", which has a restoration of its own.
+            layer, runs in full (R of eq. 4). With "scale-exit" the codes of tokens that any layer left out
+            are zero.
         drop_scales: how many of the last scales "fastvar" does not run at all.
         policy_seed: of what "random" keeps.
         decisions: JSON file of the decision model of "skipvar", made by
@@ -154,23 +153,13 @@ class Options:
         for position, budget in _numbered("layer_budgets", self.layer_budgets):
             if not 0.0 <= budget <= 1.0:
                 raise OptionError(f"layer_budgets{position} requires a number in [0, 1], got {budget}")
-        if self.layer_budgets is not None and self.entropy_source in ("calibrated", "online"):
+        one_ranking = self.restoration == "scale-exit" and self.policy != "fastvar"
+        if one_ranking and self.entropy_source in ("same-layer", "last-full-layer"):
             raise OptionError(
-                f"layer_budgets requires entropy_source='layer-mean', 'same-layer' or 'last-full-layer', got "
-                f"{self.entropy_source!r}, which needs the entropies of all layers over the same tokens"
+                "restoration='scale-exit' requires entropy_source='calibrated', 'online' or "
+                f"'layer-mean', got {self.entropy_source!r}: "
+                "its one ranking per scale is made before the scale's first layer runs"
             )
-        if self.restoration == "scale-exit" and self.policy != "fastvar":
-            if self.layer_budgets is not None:
-                raise OptionError(
-                    "layer_budgets requires restoration='bypass' or 'cached-update', got 'scale-exit', which "
-                    "prunes a token in all layers alike; drop one of the two"
-                )
-            if self.entropy_source in ("same-layer", "last-full-layer"):
-                raise OptionError(
-                    "restoration='scale-exit' requires entropy_source='calibrated', 'online' or "
-                    f"'layer-mean', got {self.entropy_source!r}: "
-                    "its one choice per scale is made before the scale's first layer runs"
-                )
 
     @property
     def keep_ratio_of_scales(self) -> Sequence[float] | None:

@@ -68,13 +68,11 @@ class ToprovarPolicy(BasePolicy):
         self.source = self.make_source(calibration)
         self.restoration = _restoration(options, self.budget.first_scale)
         self.exits_scales = self.restoration.exits_scales
-        self._chosen: tuple[int, Choice] | None = None
+        self._choices = _Choices()
 
     def make_source(self, calibration: Calibration | None) -> EntropySource:
         """What ranks the tokens, given the model's calibration if there is one."""
         name = self.options.entropy_source
-        if name is None and self.options.layer_budgets is not None:
-            name = "layer-mean"  # which does not need the entropies of all layers over the same tokens
         if name is None:
             name = UNCALIBRATED if calibration is None else "calibrated"
         if name == "calibrated" and calibration is not None:
@@ -98,7 +96,7 @@ class ToprovarPolicy(BasePolicy):
         self.source.start_generation()
         self.onset.start_generation()
         self.restoration.start_generation()
-        self._chosen = None
+        self._choices = _Choices()
 
     def decide(self, step: Step, stream: Tensor) -> Decision:
         if not self.budget.is_due(step):
@@ -140,16 +138,29 @@ class ToprovarPolicy(BasePolicy):
         return Dense(entropy and (self.source.reads_entropy or self.onset.reads_entropy), fallback)
 
     def _prune_scale(self, step: Step, keep: int, base: Tensor) -> Decision:
-        if self._chosen is None or self._chosen[0] != step.scale:
+        if self._choices.scale != step.scale:
             scores = self.source.scores(step)
             if scores is None:
                 return self._no_scores()
-            index = torch.ops.toprovar.entropy_gate(scores, keep)
-            self._chosen = step.scale, Choice(index, index.repeat(step.rows_per_sample, 1))
-        return Prune(keep, base, choice=self._chosen[1], entropy=None)
+            self._choices = _Choices(step.scale, scores)
+        return Prune(keep, base, choice=self._choices.of(keep, step.rows_per_sample), entropy=None)
 
     def _no_scores(self) -> Dense:
         return self._dense(fallback=self.source.missing)
+
+
+class _Choices:
+    """What the layers of one scale keep, by one ranking: layers that keep more keep the same and others."""
+
+    def __init__(self, scale: int = -1, scores: Tensor | None = None) -> None:
+        self.scale, self._scores = scale, scores
+        self._made: dict[int, Choice] = {}
+
+    def of(self, keep: int, rows_per_sample: int) -> Choice:
+        if keep not in self._made:
+            index = torch.ops.toprovar.entropy_gate(self._scores, keep)
+            self._made[keep] = Choice(index, index.repeat(rows_per_sample, 1))
+        return self._made[keep]
 
 
 def _asks_for_calibration(options: Options) -> str | None:
