@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from toprovar_compiler.options import Options
 from toprovar_compiler.policies.base import BasePolicy, Decision, Dense, Outcome, Step
 from toprovar_compiler.policies.budget import Budget
+from toprovar_compiler.policies.error_bound import FullMaps
 from toprovar_compiler.policies.onset import Onset
 
 
@@ -21,10 +24,11 @@ class FixedExitPolicy(BasePolicy):
     may_exit = True
 
     def __init__(self, options: Options, schedule: tuple[int, ...] | None) -> None:
-        self._budget, self._onset = Budget(options, schedule), Onset(options)
+        self._budget, self._onset, self._full = Budget(options, schedule), Onset(options), FullMaps()
 
     def start_generation(self) -> None:
         self._onset.start_generation()
+        self._full.start_generation()
 
     def decide(self, step: Step, stream: Tensor) -> Decision:
         first = self._budget.first_scale
@@ -35,6 +39,7 @@ class FixedExitPolicy(BasePolicy):
     def observe(self, step: Step, outcome: Outcome) -> None:
         if self._budget.leads_to_pruning(step):
             self._onset.observe(step, outcome)
+        self._full.observe(step, outcome)
 
     def exits_before(self, scale: int) -> bool:
         first = self._budget.first_scale
@@ -42,3 +47,6 @@ class FixedExitPolicy(BasePolicy):
 
     def complaints(self) -> list[str]:
         return self._onset.complaints()
+
+    def full_maps(self, scale: int) -> Sequence[Tensor]:
+        return self._full.of(scale)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from toprovar_compiler.options import DEFAULT_LAYER_BETA, Options
 from toprovar_compiler.policies.base import Outcome, Step
-from toprovar_compiler.policies.layer_spectrum import Spectrum, centred_spectrum, raw_spectrum
+from toprovar_compiler.policies.layer_spectrum import centred_spectrum, raw_spectrum
 from toprovar_compiler.schedule import grid_of
 
 _SPECTRA = {"spectrum": raw_spectrum, "centred-spectrum": centred_spectrum}
@@ -26,6 +24,22 @@ def representation_score(ratio: Tensor, beta: float) -> Tensor:
     return torch.exp(-beta * (ratio - 1.0))
 
 
+def representation_scores(maps: Tensor, options: Options) -> Tensor:
+    """R of each map with the options' beta, of maps less their mean where ``layer_dimension`` says so.
+
+    Args:
+        maps: entropies ``[..., N]`` float32 or float64 on a token grid, averaged over heads.
+
+    Returns:
+        ``[...]`` float64.
+    """
+    grid = grid_of(maps.shape[-1])
+    assert grid is not None, "maps without a grid are not collected"
+    kind = "centred-spectrum" if options.layer_dimension == "centred-spectrum" else "spectrum"
+    beta = DEFAULT_LAYER_BETA[kind] if options.layer_beta is None else float(options.layer_beta)
+    return representation_score(_SPECTRA[kind](maps.unflatten(-1, grid)).ratio, beta)
+
+
 class LayerClasses:
     """Global or Detail, for each layer of a generation (section 4).
 
@@ -37,9 +51,7 @@ class LayerClasses:
     """
 
     def __init__(self, options: Options) -> None:
-        self._spectrum = _SPECTRA.get(options.layer_dimension)
-        default = DEFAULT_LAYER_BETA.get(options.layer_dimension, 0.0)
-        self._beta = default if options.layer_beta is None else float(options.layer_beta)
+        self._options, self._classifies = options, options.layer_dimension in _SPECTRA
         self._low, self._high = options.layer_band
         self.start_generation()
 
@@ -52,7 +64,7 @@ class LayerClasses:
     @property
     def reads_entropy(self) -> bool:
         """Whether blocks must return their entropy maps for this."""
-        return self._spectrum is not None and self._detail is None
+        return self._classifies and self._detail is None
 
     def observe(self, step: Step, outcome: Outcome) -> None:
         """Entropies of a block that ran in full, at a scale that may be the last one before pruning."""
@@ -67,10 +79,10 @@ class LayerClasses:
 
         Reads the classes of all layers back once a generation.
         """
-        if self._spectrum is None:
+        if not self._classifies:
             return True
         if self._detail is None and self._scale < step.scale and self._maps:
-            self._decide(self._spectrum)
+            self._decide()
         return None if self._detail is None else step.layer in self._detail
 
     def complaints(self) -> list[str]:
@@ -78,13 +90,11 @@ class LayerClasses:
         reasons, self._complaints = self._complaints, []
         return reasons
 
-    def _decide(self, spectrum: Callable[[Tensor], Spectrum]) -> None:
+    def _decide(self) -> None:
         layers = sorted(self._maps)
         maps = torch.stack([self._maps[layer] for layer in layers], 1)  # [samples, L, N]
         self._maps = {}
-        grid = grid_of(maps.shape[-1])
-        assert grid is not None, "maps without a grid are not collected"
-        score = representation_score(spectrum(maps.unflatten(-1, grid)).ratio, self._beta)
+        score = representation_scores(maps, self._options)
         detail = (score >= self._high).all(0)
         unclear = ~(score <= self._low).any(0) & ~detail
         is_detail, is_unclear = torch.stack([detail, unclear]).tolist()

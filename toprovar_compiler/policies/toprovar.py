@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,7 @@ from toprovar_compiler.policies.budget import Budget
 from toprovar_compiler.policies.calibrated_entropy import CalibratedEntropy
 from toprovar_compiler.policies.calibration import Calibration, calibration_for
 from toprovar_compiler.policies.entropy_source import EntropySource, LastFullLayer, LayerMean, SameLayer
+from toprovar_compiler.policies.error_bound import FullMaps
 from toprovar_compiler.policies.layer_classes import LayerClasses
 from toprovar_compiler.policies.online_entropy import OnlineEntropy, scales_with_gates
 from toprovar_compiler.policies.onset import Onset
@@ -67,7 +70,7 @@ class ToprovarPolicy(BasePolicy):
 
     def _set_up(self, options: Options, calibration: Calibration | None) -> None:
         self.options, self.budget = options, Budget(options, self._schedule)
-        self.onset, self.layers = Onset(options), LayerClasses(options)
+        self.onset, self.layers, self._full = Onset(options), LayerClasses(options), FullMaps()
         self.source = self.make_source(calibration)
         self.restoration = _restoration(options, self.budget.first_scale)
         self.exits_scales = self.restoration.exits_scales
@@ -99,6 +102,7 @@ class ToprovarPolicy(BasePolicy):
         self.source.start_generation()
         self.onset.start_generation()
         self.layers.start_generation()
+        self._full.start_generation()
         self.restoration.start_generation()
         self._choices = _Choices()
 
@@ -132,6 +136,7 @@ class ToprovarPolicy(BasePolicy):
             self.onset.observe(step, outcome)
             self.layers.observe(step, outcome)
         self.restoration.observe(step, outcome)
+        self._full.observe(step, outcome)
 
     @property
     def learning(self) -> bool:
@@ -142,6 +147,9 @@ class ToprovarPolicy(BasePolicy):
 
     def complaints(self) -> list[str]:
         return [*self.onset.complaints(), *self.layers.complaints(), *self.source.complaints()]
+
+    def full_maps(self, scale: int) -> Sequence[Tensor]:
+        return self._full.of(scale)
 
     def _dense(self, entropy: bool = True, fallback: str | None = None) -> Dense:
         readers = (self.source, self.onset, self.layers)
