@@ -89,7 +89,8 @@ def summary(model: nn.Module | None = None) -> Summary:
         found = REGISTRY.compilations(_inner(model)) or [_find(model)]
     for compilation in found:
         compilation.session.settle()
-    return Summary(tuple(compilation.session.counters for compilation in found))
+    bound = found[-1].session.error_bound()
+    return Summary(tuple(compilation.session.counters for compilation in found), bound)
 
 
 def reset() -> None:

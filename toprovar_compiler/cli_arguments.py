@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from toprovar_compiler.cli_model import DEFAULT_MODEL, DTYPES, PaintingSettings
-from toprovar_compiler.options import EntropySourceName, PolicyName, RestorationName
+from toprovar_compiler.options import EntropySourceName, LayerDimension, PolicyName, RestorationName
 
 EXIT_OK, EXIT_PROBLEM, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -69,6 +69,9 @@ def add_pruning(parser: argparse.ArgumentParser) -> None:
         metavar="TAU",
         help="start only once so large a share of tokens has an entropy below the mean, in [0, 1]",
     )
+    parser.add_argument(
+        "--layer-dimension", choices=get_args(LayerDimension), help="which layers run in full, by their maps"
+    )
     parser.add_argument("--calibration", metavar="FILE", help="of the model, made by 'toprovar calibrate'")
     parser.add_argument(
         "--entropy-source", choices=get_args(EntropySourceName), help="whose entropy ranks the tokens"
@@ -106,7 +109,7 @@ def _ratios(text: str) -> float | list[float]:
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The compiler options that the command line gave, a policy too if it is a single one; toprovar has its
     own defaults for the others."""
-    pruning = ("start_scale", "scale_threshold", "entropy_source", "restoration")
+    pruning = ("start_scale", "scale_threshold", "layer_dimension", "entropy_source", "restoration")
     names = ("policy", "calibration", "keep_ratio", "target_speedup", *pruning, "strict")
     given = {name: getattr(arguments, name, None) for name in names}
     return {name: value for name, value in given.items() if value is not None}

@@ -34,6 +34,7 @@ class Generation:
         self.layers_done: set[int | None] = set()
         self.kept: dict[int, list[tuple[int, Tensor | None]]] = {}
         self.exit_mask: Tensor | None = None
+        self._left_over: Tensor | None = None
         self.device: torch.device | None = None
         self.flops_of: dict[int, FlopsOf] = {}
 
@@ -41,13 +42,17 @@ class Generation:
         self.scale += 1
         self.prefix += self.tokens
         self.layers_done.clear()
-        self.exit_mask = None
+        self.exit_mask = self._left_over = None
 
     def layer_done(self, step: Step, kept: Tensor | None, exits: bool) -> None:
-        """``kept`` [samples, K] or None for all; under ``exits`` the other tokens' codes are to be zeroed."""
-        if exits and kept is not None and not self.layers_done:
-            empty = kept.new_zeros(step.samples, step.tokens)
-            self.exit_mask = empty.scatter(1, kept, 1)
+        """``kept`` [samples, K] or None for all; under ``exits`` the other tokens' codes are to be zeroed.
+
+        A token that any layer left out leaves the scale, though Global layers compute it.
+        """
+        if exits and kept is not None and kept is not self._left_over:
+            mask = kept.new_zeros(step.samples, step.tokens).scatter(1, kept, 1)
+            self.exit_mask = mask if self.exit_mask is None else self.exit_mask * mask
+            self._left_over = kept
         self.layers_done.add(step.layer)
         self.kept.setdefault(step.scale, []).append((step.tokens, kept))
 

@@ -16,8 +16,13 @@ PolicyName = Literal["toprovar", "dense", "fastvar", "skipvar", "fixed-exit", "r
 EntropySourceName = Literal["calibrated", "online", "layer-mean", "same-layer", "last-full-layer"]
 RestorationName = Literal["scale-exit", "bypass", "cached-update"]
 Crossing = Literal["at-least", "at-most"]
+LayerDimension = Literal["off", "spectrum", "centred-spectrum"]
 
 DEFAULT_KEEP_RATIO = 0.3
+DEFAULT_LAYER_BETA = {"spectrum": 0.025, "centred-spectrum": 1.7}
+"""beta of eq. 4, of which the paper gives no number: R is 1/2 at a ratio of 29, or of 1.4 of centred maps,
+which part the embedded model's layers about in halves."""
+DEFAULT_LAYER_BAND = (0.4, 0.6)
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,8 @@ class Options:
             model's calibration that reaches it sets ``keep_ratio`` and ``start_scale``.
         scale_threshold: tau in [0, 1]: pruning starts after the first scale, from the one before
             ``start_scale`` on, whose share of tokens with an entropy below the scale's mean (eq. 3) reaches
-            tau in every sample. None: at ``start_scale``. The policies "fastvar", "skipvar" and "fixed-exit"
-            have rules of their own instead.
+            tau in every sample. None: at ``start_scale``. Under "fixed-exit" the exit waits for it.
+            The policies "fastvar" and "skipvar" have rules of their own instead.
         scale_crossing: how it is reached, "at-least" (section 4) or "at-most" (eq. 13).
         strict: raise where pruning was due but could not be done, instead of counting a fallback.
         calibration: JSON file of the model's calibration, made by ``toprovar calibrate``, for "toprovar" and
@@ -52,15 +57,22 @@ class Options:
             generation teaches, which runs in full; "layer-mean", the mean over layers of the
             previous scale's z-scored maps; "same-layer", that layer's map of the previous scale;
             "last-full-layer", the map of the last layer that ran in full at this scale. None: "calibrated"
-            if there is a calibration for the model, else "online"; "layer-mean" with ``layer_budgets``, which
-            the first two cannot have.
-        restoration: what a pruned token becomes: "scale-exit" (pruned in every layer, contributes a zero
-            residual code), "bypass" (the residual stream passes through) or "cached-update" (gets the
-            layer's update of the previous scale, resized).
+            if there is a calibration for the model, else "online".
+        restoration: what a pruned token becomes: "scale-exit" (pruned in every layer but Global ones,
+            contributes a zero residual code), "bypass" (the residual stream passes through) or
+            "cached-update" (gets the layer's update of the previous scale, resized).
         pruned_keys: whether keys and values of pruned tokens are "absent" from the cache or "computed".
         layer_budgets: one number in [0, 1] per layer: 1 = Detail layer, pruned to ``keep_ratio``; 0 = Global
-            layer, runs in full (R of eq. 4). Not with "scale-exit", which prunes all layers alike, unless the
-            policy is "fastvar", which has a restoration of its own.
+            layer, runs in full (R of eq. 4). With "scale-exit" the codes of tokens that any layer left out
+            are zero.
+        layer_dimension: which layers are Global and run in full. "off": none, unless ``layer_budgets`` says
+            so. "spectrum": those whose entropy map has one dominant singular value at the last scale before
+            pruning, in this picture (section 4; :mod:`toprovar_compiler.policies.layer_classes`);
+            "centred-spectrum": the same of the map less its mean, not in the paper. For "toprovar" and its
+            controls, and not with ``layer_budgets``.
+        layer_beta: beta of eq. 4, above 0. None: 0.025, or 1.7 of centred maps.
+        layer_band: two numbers in [0, 1], the first not above the second: a layer of R at or below the first
+            is Global, at or above the second Detail, and what lies between is ambiguous and runs in full.
         drop_scales: how many of the last scales "fastvar" does not run at all.
         policy_seed: of what "random" keeps.
         decisions: JSON file of the decision model of "skipvar", made by
@@ -83,6 +95,9 @@ class Options:
     restoration: RestorationName = "scale-exit"
     pruned_keys: PrunedKeys = "absent"
     layer_budgets: Sequence[float] | None = None
+    layer_dimension: LayerDimension = "off"
+    layer_beta: float | None = None
+    layer_band: Sequence[float] = DEFAULT_LAYER_BAND
     drop_scales: int = 0
     policy_seed: int = 0
     decisions: str | None = None
@@ -96,6 +111,7 @@ class Options:
         _check_choice("restoration", self.restoration, get_args(RestorationName))
         _check_choice("pruned_keys", self.pruned_keys, get_args(PrunedKeys))
         _check_choice("scale_crossing", self.scale_crossing, get_args(Crossing))
+        _check_choice("layer_dimension", self.layer_dimension, get_args(LayerDimension))
         _check_count("start_scale", self.start_scale, least=0)
         _check_count("guidance_rows", self.guidance_rows, least=1)
         _check_count("drop_scales", self.drop_scales, least=0, optional=False)
@@ -115,6 +131,7 @@ class Options:
         self._check_speedup()
         self._check_threshold()
         self._check_ratios()
+        self._check_layers()
 
     def _check_speedup(self) -> None:
         for _, speedup in _numbered("target_speedup", self.target_speedup):
@@ -139,7 +156,7 @@ class Options:
                 raise OptionError(
                     f"scale_threshold requires one number in [0, 1] or None, got {self.scale_threshold!r}"
                 )
-        if self.scale_threshold is not None and self.policy in ("fastvar", "skipvar", "fixed-exit"):
+        if self.scale_threshold is not None and self.policy in ("fastvar", "skipvar"):
             raise OptionError(
                 f"scale_threshold requires a policy that waits for it, got {self.policy!r}, which has a rule "
                 "of its own; leave it out, or choose 'toprovar'"
@@ -154,23 +171,39 @@ class Options:
         for position, budget in _numbered("layer_budgets", self.layer_budgets):
             if not 0.0 <= budget <= 1.0:
                 raise OptionError(f"layer_budgets{position} requires a number in [0, 1], got {budget}")
-        if self.layer_budgets is not None and self.entropy_source in ("calibrated", "online"):
+        self._check_ranking()
+
+    def _check_ranking(self) -> None:
+        one_ranking = self.restoration == "scale-exit" and self.policy != "fastvar"
+        if one_ranking and self.entropy_source in ("same-layer", "last-full-layer"):
             raise OptionError(
-                f"layer_budgets requires entropy_source='layer-mean', 'same-layer' or 'last-full-layer', got "
-                f"{self.entropy_source!r}, which needs the entropies of all layers over the same tokens"
+                "restoration='scale-exit' requires entropy_source='calibrated', 'online' or "
+                f"'layer-mean', got {self.entropy_source!r}: "
+                "its one ranking per scale is made before the scale's first layer runs"
             )
-        if self.restoration == "scale-exit" and self.policy != "fastvar":
-            if self.layer_budgets is not None:
-                raise OptionError(
-                    "layer_budgets requires restoration='bypass' or 'cached-update', got 'scale-exit', which "
-                    "prunes a token in all layers alike; drop one of the two"
-                )
-            if self.entropy_source in ("same-layer", "last-full-layer"):
-                raise OptionError(
-                    "restoration='scale-exit' requires entropy_source='calibrated', 'online' or "
-                    f"'layer-mean', got {self.entropy_source!r}: "
-                    "its one choice per scale is made before the scale's first layer runs"
-                )
+
+    def _check_layers(self) -> None:
+        for _, beta in _numbered("layer_beta", self.layer_beta):
+            if isinstance(self.layer_beta, Sequence) or beta <= 0:
+                raise OptionError(f"layer_beta requires one number above 0 or None, got {self.layer_beta!r}")
+        band = [number for _, number in _numbered("layer_band", self.layer_band)]
+        if len(band) != 2 or not 0.0 <= band[0] <= band[1] <= 1.0:
+            raise OptionError(
+                f"layer_band requires two numbers in [0, 1], the first not above the second, got "
+                f"{self.layer_band!r}"
+            )
+        if self.layer_dimension == "off":
+            return
+        if self.layer_budgets is not None:
+            raise OptionError(
+                f"layer_dimension={self.layer_dimension!r} requires layer_budgets=None, got "
+                f"{self.layer_budgets!r}: each of them says which layers are pruned; leave one out"
+            )
+        if self.policy in ("fastvar", "skipvar", "fixed-exit"):
+            raise OptionError(
+                f"layer_dimension requires a policy that tells layers apart, got {self.policy!r}; leave it "
+                "out, or choose 'toprovar'"
+            )
 
     @property
     def keep_ratio_of_scales(self) -> Sequence[float] | None:

@@ -14,6 +14,7 @@ from toprovar_compiler.generation import FlopsOf, Generation
 from toprovar_compiler.options import Options
 from toprovar_compiler.policies import make_policy
 from toprovar_compiler.policies.base import Decision, Dense, Outcome, Prune, Step
+from toprovar_compiler.policies.error_bound import ErrorBound, error_bound
 
 # Conditional, unconditional, and a second condition: no guidance scheme runs more rows for one sample.
 _MOST_GUIDANCE_ROWS = 3
@@ -158,6 +159,15 @@ class Session:
                 share += 1.0 if kept is None else torch.zeros_like(share).scatter(1, kept, 1.0)
             shares[scale] = share / len(calls)
         return shares
+
+    def error_bound(self) -> ErrorBound | None:
+        """The paper's bound for the last generation; None where its terms are not known.
+
+        Reads back from the device: not for the time while a generation runs.
+        """
+        if self.generation is None or not self.counters.generations:
+            return None
+        return error_bound(self.generation.kept, self.policy.full_maps, self.options)
 
     def fall_back(self, reason: str) -> None:
         """Count that pruning was due and could not be done as asked.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from toprovar_compiler.counters import Counters, Work
+from toprovar_compiler.policies.error_bound import ErrorBound
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,13 @@ class Summary:
     """
 
     counters: tuple[Counters, ...]
+    bound: ErrorBound | None = None
+    """The paper's error bound for the model's last generation; None of several models, and where it is not
+    known: where the policy asked for no entropies, and before anything was pruned."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: generations, tokens_*, flops_*, per_scale, per_layer, graphs, recompiles, fallbacks."""
+        """JSON-ready: generations, tokens_*, flops_*, per_scale, per_layer, graphs, recompiles, fallbacks,
+        error_bound."""
         total = self._sum(lambda key: True)
         fallbacks: Counter[str] = Counter()
         for counters in self.counters:
@@ -37,6 +42,7 @@ class Summary:
             "graphs": sum(c.graphs for c in self.counters),
             "recompiles": sum(c.recompiles for c in self.counters),
             "fallbacks": dict(fallbacks),
+            "error_bound": None if self.bound is None else self.bound.to_dict(),
         }
 
     def _keys(self, part: int) -> list[int]:
@@ -76,6 +82,8 @@ class Summary:
         for row in data["per_scale"]:
             share = _share(row["tokens_computed"], row["tokens_total"])
             lines.append(f"  {row['scale']:>5}  {row['tokens']:>6}  {row['layers']:>6}  {share:>8}")
+        if self.bound is not None:
+            lines.append(f"  {self.bound}")
         lines += _reasons(data["fallbacks"])
         if data["tokens_total"] and not skipped:
             lines.append("  nothing was skipped")

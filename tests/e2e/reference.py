@@ -54,15 +54,16 @@ class Reference:
             else each layer is bypassed by its own choice (its own map of the previous scale).
         all_keys: keys and values of dropped tokens are computed too.
         shared: names or positions of arguments that hold rows [N, ...] for the tokens, or tuples of them.
+        in_full: layers that compute all tokens at every scale, those too that leave it.
     """
 
     def __init__(
         self, blocks: nn.ModuleList, codebook: nn.Embedding, *, start: int, ratio: float, exits: bool,
-        all_keys: bool = False, shared: tuple[int | str, ...] = (),
+        all_keys: bool = False, shared: tuple[int | str, ...] = (), in_full: tuple[int, ...] = (),
     ) -> None:  # fmt: skip
         self.blocks, self.codebook = blocks, codebook
         self.start, self.ratio, self.exits = start, ratio, exits
-        self.all_keys, self.shared = all_keys, shared
+        self.all_keys, self.shared, self.in_full = all_keys, shared, in_full
         self.scale = -1
         self.maps: dict[int, Rows] = {}
         self.older: dict[int, Rows] = {}
@@ -102,7 +103,7 @@ class Reference:
             if not self.exits or self.scale not in self.kept or indices.dim() != 2:
                 return vectors
             lit = torch.zeros(indices.shape[1], dtype=torch.bool)
-            lit[self.kept[self.scale][0]] = True
+            lit[sorted(set.intersection(*map(set, self.kept[self.scale])))] = True
             return torch.where(lit[None, :, None], vectors, 0.0)
 
         return zeroing
@@ -115,6 +116,9 @@ class Reference:
             x = named["x"] if "x" in named else arguments[0]
             kept = self._choose(layer, x.shape[1])
             self.attention.clear()
+            if kept is not None and layer in self.in_full:
+                self.kept.setdefault(self.scale, []).append(list(range(x.shape[1])))
+                kept = None
             if kept is None:
                 result = forward(*arguments, **named)
                 self.maps[layer] = self.attention[0]

@@ -15,6 +15,7 @@ from tests.toy_generators import ClassVAR, HandWrittenVAR, TextVAR, make
 MODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "scale-exit": ({}, {"exits": True}),
     "scale-exit, all keys": ({"pruned_keys": "computed"}, {"exits": True, "all_keys": True}),
+    "scale-exit, Global layers": ({"layer_budgets": [0, 1, 0]}, {"exits": True, "in_full": (0, 2)}),
     "bypass": ({"restoration": "bypass", "entropy_source": "same-layer"}, {"exits": False}),
     "bypass, all keys": (
         {"restoration": "bypass", "entropy_source": "same-layer", "pruned_keys": "computed"},
@@ -45,7 +46,7 @@ def _class_references(toy: Any, labels: Tensor, start: int, ratio: float, **mode
     return alone
 
 
-@pytest.mark.parametrize("mode", ["scale-exit", "bypass"])
+@pytest.mark.parametrize("mode", ["scale-exit", "scale-exit, Global layers", "bypass"])
 def test_compiled_class_model(mode: str, toy: Any, labels: Tensor) -> None:
     options, reference = MODES[mode]
     wrapped = torch.compile(toy, backend="toprovar", options={"keep_ratio": 0.3, "start_scale": 2, **options})
@@ -83,6 +84,8 @@ def test_text_model_with_rope_and_a_cache_that_is_passed_along(
 ) -> None:
     options, reference_mode = MODES[mode]
     model, words = other_toys[TextVAR], torch.tensor([[1, 2, 3], [4, 5, 6]])
+    if "layer_budgets" in options:
+        options = {"layer_budgets": options["layer_budgets"][: len(model.layers)]}
     wrapped = torch.compile(
         model, backend="toprovar", options={"keep_ratio": 0.3, "start_scale": 3, **options}
     )

@@ -79,7 +79,8 @@ def test_values_of_each_picture_are_its_own() -> None:
 @pytest.mark.parametrize(("side", "ssim", "ms_ssim"), [(5, None, None), (175, 1, None), (176, 1, 1)])
 def test_small_pictures_have_fewer_metrics(side: int, ssim: float | None, ms_ssim: float | None) -> None:
     picture = torch.rand(1, 3, side, side)
-    assert compare(picture, picture, None) == [{"mse": 0, "ssim": ssim, "ms_ssim": ms_ssim}]
+    energy = pytest.approx(float(picture.double().var(correction=0)), rel=1e-12)
+    assert compare(picture, picture, None) == [{"mse": 0, "energy": energy, "ssim": ssim, "ms_ssim": ms_ssim}]
 
 
 def test_noise_lowers_all_three() -> None:

@@ -54,6 +54,21 @@ def test_afterwards_the_schedule_is_the_models_own(way: Any, model: Any, labels:
     assert torch.equal(model.autoregressive_infer_cfg(labels), eager)
 
 
+def test_with_a_threshold_the_exit_waits_for_the_low_entropy_ratio(
+    under: Any, model: Any, labels: Tensor
+) -> None:
+    """Any ratio reaches 0, and none 1: that is a counted reason for every scale that ran."""
+    early = under(policy="fixed-exit", start_scale=3, scale_threshold=0.0).autoregressive_infer_cfg(labels)
+    assert toprovar_compiler.summary(model).to_dict()["fallbacks"] == {}
+    late = under(policy="fixed-exit", start_scale=3, scale_threshold=1.0)
+    with pytest.warns(UserWarning, match="scale_threshold=1.0"):
+        whole = late.autoregressive_infer_cfg(labels)
+    assert list(toprovar_compiler.summary(model).to_dict()["fallbacks"].values()) == [2]
+    toprovar_compiler.restore(model)
+    torch.testing.assert_close(early, stopped(model, labels, 3))
+    torch.testing.assert_close(whole, model.autoregressive_infer_cfg(labels))
+
+
 def test_scales_that_are_not_run_are_due_and_not_computed(under: Any, model: Any, labels: Tensor) -> None:
     dense = under(policy="dense")
     dense.autoregressive_infer_cfg(labels)

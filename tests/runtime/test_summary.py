@@ -19,6 +19,7 @@ from toprovar_compiler.summary import Summary
 KEYS = {
     "generations", "tokens_total", "tokens_computed", "per_scale", "per_layer", "flops_total",
     "flops_computed", "graphs", "recompiles", "fallbacks",
+    "error_bound",
 }  # fmt: skip
 SUMMED = ("tokens_total", "tokens_computed", "flops_total", "flops_computed")
 SCALES, LAYERS, ROWS = (1, 4, 9, 16, 36), 3, 4

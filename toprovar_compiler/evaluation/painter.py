@@ -74,7 +74,8 @@ class Painter:
                 f"{batch.number} (first prompt {batch.units[0].text!r}); try another --dtype"
             )
         counts = toprovar_compiler.summary(self.model).to_dict()
-        kept = ("tokens_total", "tokens_computed", "flops_total", "flops_computed", "recompiles", "fallbacks")
+        work = ("tokens_total", "tokens_computed", "flops_total", "flops_computed")
+        kept = (*work, "recompiles", "fallbacks", "error_bound")
         return to_bytes(pictures), {name: counts[name] for name in kept}
 
 

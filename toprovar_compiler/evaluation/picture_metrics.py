@@ -38,7 +38,8 @@ def compare(pictures: Tensor, dense: Tensor, foreground: Tensor | None) -> list[
         foreground: [B, H, W] bool, the dense pictures' sprites; None where nobody knows them.
 
     Returns:
-        ``mse`` (over pixels and colours), ``ssim`` and ``ms_ssim`` (None for pictures that are too small),
+        ``mse`` (over pixels and colours), ``energy`` of the dense picture (its variance over the same),
+        ``ssim`` and ``ms_ssim`` (None for pictures that are too small),
         and per region, where ``foreground`` is given, ``pixels`` and the sums over them of the squared error
         and of the SSIM map. Over all regions these add up to the whole picture's.
     """
@@ -46,10 +47,10 @@ def compare(pictures: Tensor, dense: Tensor, foreground: Tensor | None) -> list[
     equal = errors.amax((1, 2)) == 0
     similarity = _similarity(pictures, dense, equal)
     ssim = [None] * len(pictures) if similarity is None else similarity.mean((1, 2)).tolist()
-    columns = (errors.mean((1, 2)).tolist(), ssim, _multiscale(pictures, dense, equal))
-    records: list[dict[str, Any]] = [
-        {"mse": mse, "ssim": one, "ms_ssim": many} for mse, one, many in zip(*columns, strict=True)
-    ]
+    energy = dense.double().flatten(1).var(1, correction=0).tolist()
+    columns = (errors.mean((1, 2)).tolist(), energy, ssim, _multiscale(pictures, dense, equal))
+    names = ("mse", "energy", "ssim", "ms_ssim")
+    records: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
     if foreground is not None:
         for record, regions in zip(records, _by_region(errors, similarity, foreground), strict=True):
             record["regions"] = regions

@@ -17,6 +17,7 @@ from toprovar_compiler.evaluation.suite import WITHOUT_SUITE
 from toprovar_compiler.evaluation.table import Table
 from toprovar_compiler.evaluation.variants import DENSE
 
+NO_BOUND = "requires pruned tokens, and entropies of the scale before them"
 NOT_TIMED = "not timed: --timed 0"
 TOO_FEW = "requires at least"
 """How the reason begins where more pictures would have helped."""
@@ -44,6 +45,7 @@ def make_results(
             "flops_ratio": resampler.ratio(
                 table.counted("flops_total"), table.counted("flops_computed")
             ).to_json(),
+            "error_bound": _error_bound(table),
             **speeds[name],
             "recompiles": sum(unit["counts"]["recompiles"] for unit in table.units),
             "fallbacks": _fallbacks(table),
@@ -112,14 +114,16 @@ def _distances(
 
 def _likeness(table: Table, resampler: Resampler) -> dict[str, Any]:
     """How like the dense pictures the policy's are: whole, and by region."""
-    squares = table.column("mse")
+    squares, energies = table.column("mse"), table.column("energy")
     assert squares is not None, "every picture is compared"
+    assert energies is not None, "every picture is compared"
     regions: dict[str, Any] = missing(WITHOUT_SUITE).to_json()
     if "regions" in table.rows[0]:
         regions = {name: _region(table, name, resampler) for name in REGIONS}
     return {
         "ssim": _mean(table, "ssim", SSIM_SIDE, resampler),
         "psnr": resampler.psnr(squares, table.pictures).to_json(),
+        "relative_error": resampler.ratio(squares, energies).to_json(),
         "ms_ssim": _mean(table, "ms_ssim", MS_SSIM_SIDE, resampler),
         "regions": regions,
     }
@@ -173,6 +177,15 @@ def _speeds(
         }
         for name, ours in seconds.items()
     }
+
+
+def _error_bound(table: Table) -> dict[str, float | str | None]:
+    """The paper's bound beside the measured ``relative_error``: each term's mean over the batches."""
+    bounds = [unit["counts"]["error_bound"] for unit in table.units]
+    if None in bounds:
+        return {"value": None, "reason": NO_BOUND}
+    terms = ("rho", "scale", "layer", "token", "total")
+    return {term: sum(bound[term] for bound in bounds) / len(bounds) for term in terms}
 
 
 def _fallbacks(table: Table) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -132,6 +133,12 @@ class Policy(Protocol):
     def complaints(self) -> list[str]:
         """Reasons, since the last call, why decisions were worse than they should be."""
 
+    def full_maps(self, scale: int) -> Sequence[Tensor]:
+        """Entropies [samples, H, N] of all layers of the last scale before pruning, which ran in full.
+
+        Nothing of other scales, and where they were not asked for.
+        """
+
 
 class BasePolicy:
     """What a policy does that has nothing to add: it remembers nothing and runs every scale."""
@@ -164,3 +171,6 @@ class BasePolicy:
 
     def complaints(self) -> list[str]:
         return []
+
+    def full_maps(self, scale: int) -> Sequence[Tensor]:
+        return ()

@@ -41,16 +41,19 @@ class Onset:
         self._total = own if self._total is None or self._scale != step.scale else self._total + own
         self._scale = step.scale
 
-    def reached(self, step: Step) -> bool:
-        """Whether this step's scale comes after D; reads one number back per scale until it does."""
-        if not self._reached and self._total is not None and self._scale < step.scale:
+    def reached(self, scale: int) -> bool:
+        """Whether this scale comes after D; reads one number back per scale until one does."""
+        if not self._reached and self._total is not None and self._scale < scale:
             self._ratios.append(low_entropy_ratio(self._total))
             self._total = None
             assert self._threshold is not None, "nothing is waited for without a threshold"
             depths = start_depth(torch.stack(self._ratios, 1), self._threshold, self._crossing)
             self._reached = int(batch_depth(depths)) < len(self._ratios)
-        self._waits = not self._reached
         return self._reached
+
+    def wait(self) -> None:
+        """The scale that runs was due, and runs in full because of this."""
+        self._waits = True
 
     def complaints(self) -> list[str]:
         """Whether the scale that ended ran in full because of this."""

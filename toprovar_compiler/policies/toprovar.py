@@ -1,6 +1,8 @@
-"""The ToProVAR policy: the scale dimension decides when, the token dimension in rank form what."""
+"""The ToProVAR policy: when to prune, in which layers, and which tokens: the paper's three dimensions."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +15,15 @@ from toprovar_compiler.policies.budget import Budget
 from toprovar_compiler.policies.calibrated_entropy import CalibratedEntropy
 from toprovar_compiler.policies.calibration import Calibration, calibration_for
 from toprovar_compiler.policies.entropy_source import EntropySource, LastFullLayer, LayerMean, SameLayer
+from toprovar_compiler.policies.error_bound import FullMaps
+from toprovar_compiler.policies.layer_classes import LayerClasses
 from toprovar_compiler.policies.online_entropy import OnlineEntropy, scales_with_gates
 from toprovar_compiler.policies.onset import Onset
 from toprovar_compiler.policies.restoration import Bypass, CachedUpdate, Restoration, ScaleExit
 
 UNCALIBRATED: EntropySourceName = "online"
 """What ranks the tokens of a model without a calibration."""
+_NO_CLASSES = "no entropy maps of an earlier scale on a token grid to tell Global layers by"
 _SOURCES: dict[str, type[EntropySource]] = {
     "layer-mean": LayerMean,
     "same-layer": SameLayer,
@@ -29,7 +34,8 @@ _SOURCES: dict[str, type[EntropySource]] = {
 class ToprovarPolicy(BasePolicy):
     """Keeps the tokens of lowest attention entropy (eq. 6 in rank form, NOTES 2).
 
-    Pruning may start where :class:`~toprovar_compiler.policies.onset.Onset` says so, from eq. 3.
+    Pruning may start where :class:`~toprovar_compiler.policies.onset.Onset` says so, from eq. 3, in layers
+    that :class:`~toprovar_compiler.policies.layer_classes.LayerClasses` does not call Global, from eq. 4.
     The budget is :class:`~toprovar_compiler.policies.budget.Budget`'s; which tokens are kept is the order of
     the source's scores: by default of the importance that the entropies of single heads predict, as a
     calibration of the model or its first generation taught. The paper's order, that of the mean entropy
@@ -64,17 +70,15 @@ class ToprovarPolicy(BasePolicy):
 
     def _set_up(self, options: Options, calibration: Calibration | None) -> None:
         self.options, self.budget = options, Budget(options, self._schedule)
-        self.onset = Onset(options)
+        self.onset, self.layers, self._full = Onset(options), LayerClasses(options), FullMaps()
         self.source = self.make_source(calibration)
         self.restoration = _restoration(options, self.budget.first_scale)
         self.exits_scales = self.restoration.exits_scales
-        self._chosen: tuple[int, Choice] | None = None
+        self._choices = _Choices()
 
     def make_source(self, calibration: Calibration | None) -> EntropySource:
         """What ranks the tokens, given the model's calibration if there is one."""
         name = self.options.entropy_source
-        if name is None and self.options.layer_budgets is not None:
-            name = "layer-mean"  # which does not need the entropies of all layers over the same tokens
         if name is None:
             name = UNCALIBRATED if calibration is None else "calibrated"
         if name == "calibrated" and calibration is not None:
@@ -97,14 +101,20 @@ class ToprovarPolicy(BasePolicy):
             )
         self.source.start_generation()
         self.onset.start_generation()
+        self.layers.start_generation()
+        self._full.start_generation()
         self.restoration.start_generation()
-        self._chosen = None
+        self._choices = _Choices()
 
     def decide(self, step: Step, stream: Tensor) -> Decision:
         if not self.budget.is_due(step):
             return self._dense(self.budget.leads_to_pruning(step))
-        if not self.onset.reached(step):
+        if not self.onset.reached(step.scale):
+            self.onset.wait()
             return self._dense()
+        detail = self.layers.is_detail(step)
+        if not detail:
+            return self._dense(fallback=_NO_CLASSES if detail is None else None)
         keep = self.budget.keep(step)
         if keep >= step.tokens:
             return self._dense()
@@ -124,7 +134,9 @@ class ToprovarPolicy(BasePolicy):
         full = outcome.entropy is not None and outcome.kept is None
         if full and self.budget.leads_to_pruning(step):
             self.onset.observe(step, outcome)
+            self.layers.observe(step, outcome)
         self.restoration.observe(step, outcome)
+        self._full.observe(step, outcome)
 
     @property
     def learning(self) -> bool:
@@ -134,23 +146,40 @@ class ToprovarPolicy(BasePolicy):
         self.source.observe_codes(codes, vectors)
 
     def complaints(self) -> list[str]:
-        return [*self.onset.complaints(), *self.source.complaints()]
+        return [*self.onset.complaints(), *self.layers.complaints(), *self.source.complaints()]
+
+    def full_maps(self, scale: int) -> Sequence[Tensor]:
+        return self._full.of(scale)
 
     def _dense(self, entropy: bool = True, fallback: str | None = None) -> Dense:
-        return Dense(entropy and (self.source.reads_entropy or self.onset.reads_entropy), fallback)
+        readers = (self.source, self.onset, self.layers)
+        return Dense(entropy and any(reader.reads_entropy for reader in readers), fallback)
 
     def _prune_scale(self, step: Step, keep: int, base: Tensor) -> Decision:
-        if self._chosen is None or self._chosen[0] != step.scale:
+        if self._choices.scale != step.scale:
             scores = self.source.scores(step)
             if scores is None:
                 return self._no_scores()
-            index = torch.ops.toprovar.entropy_gate(scores, keep)
-            self._chosen = step.scale, Choice(index, index.repeat(step.rows_per_sample, 1))
-        chosen = self._chosen[1]
-        return Prune(keep, base, choice=chosen, entropy=None, maps=self.source.reads_entropy)
+            self._choices = _Choices(step.scale, scores)
+        choice = self._choices.of(keep, step.rows_per_sample)
+        return Prune(keep, base, choice=choice, entropy=None, maps=self.source.reads_entropy)
 
     def _no_scores(self) -> Dense:
         return self._dense(fallback=self.source.missing)
+
+
+class _Choices:
+    """What the layers of one scale keep, by one ranking: layers that keep more keep the same and others."""
+
+    def __init__(self, scale: int = -1, scores: Tensor | None = None) -> None:
+        self.scale, self._scores = scale, scores
+        self._made: dict[int, Choice] = {}
+
+    def of(self, keep: int, rows_per_sample: int) -> Choice:
+        if keep not in self._made:
+            index = torch.ops.toprovar.entropy_gate(self._scores, keep)
+            self._made[keep] = Choice(index, index.repeat(rows_per_sample, 1))
+        return self._made[keep]
 
 
 def _asks_for_calibration(options: Options) -> str | None:

@@ -99,4 +99,4 @@ class _Painter:
         return policy.options if isinstance(policy, ToprovarPolicy) else self._session.options
 
     def summary(self) -> Summary:
-        return Summary((self._session.counters,))
+        return Summary((self._session.counters,), self._session.error_bound())

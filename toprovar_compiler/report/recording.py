@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -78,6 +78,9 @@ class Recorder:
 
     def complaints(self) -> list[str]:
         return self.policy.complaints()
+
+    def full_maps(self, scale: int) -> Sequence[Tensor]:
+        return self.policy.full_maps(scale)
 
 
 class EntropyRecorder(Recorder):
