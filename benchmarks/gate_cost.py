@@ -1,6 +1,6 @@
 """What deciding costs: the share of a warm generation that is neither the model nor its compiled graphs.
 
-    python -m benchmarks.gate_cost [--batch 1] [--rounds 15] [--device cpu] [--out benchmarks/results]
+    python -m benchmarks.gate_cost [--batch 1] [--rounds 15] [--threads 2] [--device cpu] [--out FOLDER]
 
 The embedded model paints under its calibration. Everything that toprovar's own Python does, with the
 operations that it runs, is timed in place, by part: the entropy source (the ranking made of the entropies),
@@ -10,10 +10,12 @@ each picture. Not counted: the graphs themselves, which hold the entropy that at
 gathers and scatters of pruned blocks; Dynamo's guards, which plain ``torch.compile`` has too. Timing adds
 two clock readings to every range.
 
-On a CPU operations have run when their call returns, so the share is of the whole time. On a GPU that is the
-host's share; the device's is the time of the kernels that were launched in those ranges, over that of all
-kernels, from a profile of one more generation. A read-back inside a range makes the host wait for the device
-there, and shows in the host's share.
+On a CPU operations have run when their call returns, so the share is of the whole time. On a GPU that is
+the host's share; the device's is the time of the kernels that were launched in those ranges, over that of
+all kernels, from a profile of one more generation. A read-back inside a range makes the host wait for the
+device there, and shows in the host's share. Threads that share their cores with other work wait for one
+another in the graphs, not here, so on a CPU that is not quiet the share is too small: the rounds' own times
+show it.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import json
 import statistics
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +55,20 @@ def paint(model: nn.Module, ledger: Ledger, prompts: list[str], seed: int) -> tu
 
 
 def device_shares(model: nn.Module, ledger: Ledger, prompts: list[str]) -> dict[str, float]:
-    """Of the kernels' time, that of the kernels launched in each part and in no part inside it."""
+    """Of the kernels' time of one more generation, that of each part."""
     ledger.annotate = True
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
         paint(model, ledger, prompts, seed=0)
     ledger.annotate = False
-    ranges = [event for event in profiled.events() if event.device_type == torch.autograd.DeviceType.CPU]
-    total = sum(event.device_time_total for event in ranges if event.cpu_parent is None)
+    return shares_of([e for e in profiled.events() if e.device_type == torch.autograd.DeviceType.CPU])
+
+
+def shares_of(events: Sequence[Any]) -> dict[str, float]:
+    """Of the kernels launched in all host ranges of a profile, those launched in each part's ranges and in no
+    part inside them, by time."""
+    total = sum(event.device_time_total for event in events if event.cpu_parent is None)
     shares = dict.fromkeys(PARTS, 0.0)
-    for event in ranges:
+    for event in events:
         part = event.name.removeprefix(PREFIX)
         if event.name != part and part in shares:
             inside = sum(inner.device_time_total for inner in _parts_inside(event))
@@ -115,9 +123,11 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the graphs on a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     results = measure(arguments)
     report = {
         "environment": environment(),
@@ -125,7 +135,8 @@ def main() -> None:
         "results": results,
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"gate-cost-{arguments.device}-b{arguments.batch}.json"
+    threads = f"-{arguments.threads}-threads" if arguments.device == "cpu" else ""
+    path = arguments.out / f"gate-cost-{arguments.device}-b{arguments.batch}{threads}.json"
     path.write_text(json.dumps(report, indent=1))
     print(table(results))
     print(f"written to {path}")
