@@ -17,6 +17,7 @@ from toprovar_compiler.errors import OptionError
 from toprovar_compiler.evaluation.identity import run_identity
 from toprovar_compiler.evaluation.processes import Processes
 from toprovar_compiler.evaluation.prompts import read_prompts
+from toprovar_compiler.evaluation.reproducible import reproducible
 from toprovar_compiler.evaluation.run_folder import whole
 from toprovar_compiler.evaluation.suite import load_suite
 from toprovar_compiler.evaluation.units import make_batches
@@ -70,7 +71,7 @@ def calibrate(settings: Settings, processes: Processes) -> str:
     growing_schedule(model)
     asked = {"model": settings.model, "batch": batches[0].size, "seed": settings.seed}
     parts = Parts(out.with_name(out.name + PARTS), run_identity(model, suite, prompts, asked))
-    with torch.no_grad(), processes.joined(device):
+    with torch.no_grad(), processes.joined(device), reproducible():
         calibrator = Calibrator(Bench(model, batches, processes, parts), settings.aim)
         found = calibrator.calibration()
         findings = None if settings.plots is None else _findings(calibrator, found)
