@@ -21,8 +21,8 @@ class Summary:
 
     counters: tuple[Counters, ...]
     bound: ErrorBound | None = None
-    """The paper's error bound for the model's last generation; None of several models, and where it is not
-    known: where the policy asked for no entropies, and before anything was pruned."""
+    """The paper's error bound for the model's last generation; None of several compilations, and where it is
+    not known: where the policy asked for no entropies, and before anything was pruned."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: generations, tokens_*, flops_*, per_scale, per_layer, graphs, recompiles, fallbacks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from types import ModuleType
 
@@ -67,10 +68,16 @@ def test_flash_attention_3_gets_its_own_layout(monkeypatch: pytest.MonkeyPatch) 
 def test_naive_entropy_is_the_reference() -> None:
     q, k, v = operands(SHAPE, torch.float32, "cpu")
     out, entropy = naive_entropy(q, k, v)
-    expected_out, expected_entropy = attention_entropy_reference(q, k, v, None, None)
-    # The float32 rounding of sums over 12 keys.
-    torch.testing.assert_close(out, expected_out, rtol=0, atol=1e-6)
-    torch.testing.assert_close(entropy, expected_entropy, rtol=0, atol=1e-6)
+    wide = [x.double() for x in (q, k, v)]
+    expected_out, expected_entropy = attention_entropy_reference(*wide, None, None)
+    eps, size, keys = torch.finfo(torch.float32).eps, SHAPE[4], SHAPE[3]
+    # A logit sums D products; a weight changes by twice what the worst logit does, and sums have Nk terms.
+    logit = size * eps * float((q.abs() @ k.abs().mT).max()) / size**0.5
+    weight = 2 * logit + keys * eps
+    torch.testing.assert_close(out.double(), expected_out, rtol=0, atol=weight * float(v.abs().max()))
+    # dH = -sum dp (log p + 1), and no |log p| is above the spread of the logits plus log Nk.
+    spread = 2 * float((q @ k.mT).abs().max()) / size**0.5 + math.log(keys) + 1
+    torch.testing.assert_close(entropy.double(), expected_entropy, rtol=0, atol=weight * spread)
 
 
 def fails(name: str) -> Contender:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.evaluation.test_processes import ROOT, free_port
+from tests.process_pairs import ROOT, free_port, start
 from toprovar_compiler.calibration.budgets import RATIOS
 from toprovar_compiler.calibration.parts import Parts
 from toprovar_compiler.cli import EXIT_ERROR, EXIT_OK, main
@@ -68,7 +68,7 @@ def test_a_killed_process_loses_nothing_that_was_finished(
     alone: Content, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, port = tmp_path / "c.json", free_port()
-    both = [_start(rank, port, "--die-after", "5", *command("plain", out, *AIM)) for rank in range(2)]
+    both = [start(WORKER, rank, port, "--die-after", "5", *command("plain", out, *AIM)) for rank in range(2)]
     errors = [process.communicate()[1] for process in both]
     assert both[1].returncode == -signal.SIGKILL, errors[1]
     assert both[0].returncode == EXIT_ERROR, errors[0]
@@ -82,20 +82,6 @@ def test_a_killed_process_loses_nothing_that_was_finished(
     assert {path: path.read_bytes() for path in finished} == finished
     assert len(list(folder.rglob("*.safetensors"))) == 3 * STAGES
     assert _content(out) == alone
-
-
-def _start(rank: int, port: int, *arguments: str) -> subprocess.Popen[str]:
-    """One of two processes, with what torchrun would set."""
-    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", WORKER, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **place, **address},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
 
 
 @pytest.mark.parametrize(

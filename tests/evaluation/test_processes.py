@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,32 +13,12 @@ import pytest
 import torch
 
 from tests.evaluation.conftest import Results, Run, command
+from tests.process_pairs import ROOT, free_port, start
 from toprovar_compiler.cli import EXIT_ERROR
 from toprovar_compiler.errors import OptionError
 from toprovar_compiler.evaluation.processes import Processes
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 WORKER = "tests.evaluation.worker"
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def start(rank: int, port: int, *arguments: str) -> subprocess.Popen[str]:
-    """One of two processes, with what torchrun would set."""
-    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", WORKER, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **place, **address},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
 
 
 def test_two_processes_give_the_numbers_of_one(finished: tuple[Path, Results], tmp_path: Path) -> None:
@@ -65,7 +44,7 @@ def test_a_killed_process_loses_nothing_that_was_finished(
     run: Run, finished: tuple[Path, Results], tmp_path: Path
 ) -> None:
     port = free_port()
-    both = [start(rank, port, "--die-after", "2", *command(tmp_path)) for rank in range(2)]
+    both = [start(WORKER, rank, port, "--die-after", "2", *command(tmp_path)) for rank in range(2)]
     errors = [process.communicate()[1] for process in both]
     assert both[1].returncode == -signal.SIGKILL, errors[1]
     assert both[0].returncode == EXIT_ERROR, errors[0]

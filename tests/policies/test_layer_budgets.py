@@ -49,7 +49,7 @@ def test_layers_that_keep_more_predict_for_the_tokens_that_all_layers_ran() -> N
     scores = source.scores(Step(4, 0, 25, 30, SAMPLES, 1))
     assert scores is not None
     expected = torch.tensor([nearest(row, 25) for row in importance], dtype=torch.float64)
-    # Scores are rounded to float32 once.
+    # Scores are rounded to float32 once; a score near 0 is left of float64 sums of terms near 1.
     torch.testing.assert_close(
         scores.double(), -expected, rtol=2 * torch.finfo(torch.float32).eps, atol=1e-12
     )
