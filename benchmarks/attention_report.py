@@ -132,15 +132,16 @@ def total_table(models: Mapping[str, Any], absent: Mapping[str, str]) -> str:
     return _table([*heading, *(f"/ {name}" for name in names)], lines)
 
 
-def entropy_line(models: Mapping[str, Any], absent: Mapping[str, str]) -> str:
-    """What entropy itself costs, over all scales of each model, or why that is not known."""
-    if WITHOUT_ENTROPY in absent:
-        return f"Entropy's own cost was not measured: {absent[WITHOUT_ENTROPY]}."
+def entropy_line(models: Mapping[str, Any]) -> str:
+    """What entropy itself costs, over the scales of each model where a kernel can do without it."""
     costs = [
         f"{model} {by_state[state]['entropy_cost']:.3f} ({state})"
         for model, by_state in models.items()
         for state in STATES
+        if by_state[state]["entropy_cost"] is not None
     ]
+    if not costs:
+        return "Entropy's own cost was not measured: no kernel here has a variant without it."
     return f"The operator over itself without entropy: {', '.join(costs)}."
 
 
@@ -154,7 +155,7 @@ def host_table(host: Mapping[str, Times]) -> str:
 
 def missing_lines(absent: Mapping[str, str], results: Iterable[Result]) -> str:
     """Who was not measured and why, and who did not support which shapes."""
-    lines = [f"- {name} was not measured: {why}." for name, why in absent.items() if name != WITHOUT_ENTROPY]
+    lines = [f"- {name} was not measured: {why}." for name, why in absent.items()]
     refused: dict[tuple[str, str], list[str]] = {}
     for result in results:
         for name, why in result["refused"].items():

@@ -72,8 +72,9 @@ def test_the_cost_of_entropy() -> None:
     total = totals([result({OURS: 3.0, WITHOUT_ENTROPY: 2.0, FA2: 4.0})], "warm")
     assert total["entropy_cost"] == 1.5
     models = {"toy": {"warm": total, "cold": {**total, "entropy_cost": 1.25}}}
-    assert "toy 1.500 (warm), toy 1.250 (cold)" in entropy_line(models, {})
-    assert "no variant" in entropy_line(models, {WITHOUT_ENTROPY: "no variant"})
+    assert "toy 1.500 (warm), toy 1.250 (cold)" in entropy_line(models)
+    unknown = {"toy": {state: {**total, "entropy_cost": None} for state in ("warm", "cold")}}
+    assert "no kernel here has a variant" in entropy_line(unknown)
 
 
 def test_the_table_of_totals_says_who_is_absent_and_who_is_partial() -> None:

@@ -16,7 +16,6 @@ from benchmarks.attention_rivals import (
     FA3_SPLITS,
     NAIVE,
     OURS,
-    WITHOUT_ENTROPY,
     Contender,
     check_agreement,
     naive_entropy,
@@ -38,9 +37,9 @@ def _without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_rival_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fa3_fwd_interface", None)
     field = on_gpu()
-    assert not {FA3, FA3_SPLITS, WITHOUT_ENTROPY} & {contender.name for contender in field.contenders}
+    assert not {FA3, FA3_SPLITS} & {contender.name for contender in field.contenders}
     assert "fa3-fwd cannot be imported" in field.absent[FA3]
-    assert set(field.absent) == {FA3, FA3_SPLITS, WITHOUT_ENTROPY}
+    assert set(field.absent) == {FA3, FA3_SPLITS}
 
 
 @pytest.mark.usefixtures("_without_gpu")

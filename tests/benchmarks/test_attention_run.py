@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from benchmarks import attention
-from benchmarks.attention_rivals import CUDNN, FA2, FA3, OURS, WITHOUT_ENTROPY, Contender, Field
+from benchmarks.attention_rivals import CUDNN, FA2, FA3, OURS, Contender, Field
 from benchmarks.attention_shapes import GPU_SHAPES, MODELS, Shape, distinct_shapes
 from benchmarks.graphs import STATES
 from tests.benchmarks.records import times
 
-ABSENT = {FA3: "not installed", WITHOUT_ENTROPY: "no such variant"}
+ABSENT = {FA3: "not installed"}
 SECONDS = {OURS: 2e-3, FA2: 4e-3, CUDNN: 1e-3}
 
 
