@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything but Inductor's code generation, which takes seconds a graph."""
-    monkeypatch.setattr(variants, "compile_fx", lambda gm, inputs: gm.forward)
+    monkeypatch.setattr(variants, "compile_fx", lambda gm, inputs, config_patches: gm.forward)
 
 
 @pytest.fixture(autouse=True)

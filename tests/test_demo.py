@@ -23,7 +23,7 @@ PROMPTS = ("a cat", "two apples")
 @pytest.fixture(autouse=True)
 def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything but Inductor's code generation, which takes seconds a graph."""
-    monkeypatch.setattr(variants, "compile_fx", lambda gm, inputs: gm.forward)
+    monkeypatch.setattr(variants, "compile_fx", lambda gm, inputs, config_patches: gm.forward)
     monkeypatch.setattr(demo_contenders, "PLAIN_BACKEND", "eager")
 
 

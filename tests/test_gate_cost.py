@@ -64,7 +64,7 @@ def test_a_range_that_fails_is_closed(clock: SimpleNamespace) -> None:
 def test_every_part_of_a_generation_is_entered_and_nothing_stays_patched(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    monkeypatch.setattr(variants, "compile_fx", lambda gm, inputs: gm.forward)
+    monkeypatch.setattr(variants, "compile_fx", lambda gm, inputs, config_patches: gm.forward)
     model, path, ledger = make(ClassVAR), tmp_path / "c.json", Ledger()
     calibration(model).save(path)
     before = [getattr(owner, name) for owner, name in _PATCHED]

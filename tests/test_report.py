@@ -33,7 +33,7 @@ TOKENS = (1, 4, 9, 16, 36)
 @pytest.fixture(autouse=True)
 def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything but Inductor's code generation, which takes seconds a graph."""
-    monkeypatch.setattr(variants, "compile_fx", lambda gm, inputs: gm.forward)
+    monkeypatch.setattr(variants, "compile_fx", lambda gm, inputs, config_patches: gm.forward)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
@@ -46,7 +46,7 @@ def half() -> Painted:
     """Half of the tokens kept, by a toy that has painted nothing before."""
     model = make(PaintingVAR)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(variants, "compile_fx", lambda gm, inputs: gm.forward)
+        patch.setattr(variants, "compile_fx", lambda gm, inputs, config_patches: gm.forward)
         return paint_pairs(model, PROMPTS, SEED, parse_options({"keep_ratio": 0.5}))
 
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import fx
+from torch._inductor import list_mode_options
 
 from toprovar_compiler import dynamo_entry
 from toprovar_compiler.capture import capture, needs_gradients
 from toprovar_compiler.errors import NoAttentionError, UnsupportedGraphError
 from toprovar_compiler.graph_runtime import GraphRuntime
-from toprovar_compiler.options import parse_options
+from toprovar_compiler.options import Mode, parse_options
 from toprovar_compiler.registry import REGISTRY
 from toprovar_compiler.session import Session
 from toprovar_compiler.variants import COMPILE_LOCK, Compiled, compile_here
@@ -23,10 +24,12 @@ class Backend:
     Args:
         session: of a plain function, for good; None for a model's blocks, where the compilation that runs
             sets ``session`` for the time of its call.
+        mode: of ``torch.compile``.
     """
 
-    def __init__(self, session: Session | None) -> None:
+    def __init__(self, session: Session | None, mode: Mode) -> None:
         self.session = session
+        self.settings: Mapping[str, Any] = list_mode_options(mode)
         self._compiles_blocks = session is None
         self.__name__ = "toprovar"
 
@@ -44,8 +47,8 @@ class Backend:
                     )
                 captured = capture(gm)
             except UnsupportedGraphError as error:
-                return self._unsupported(compile_here(gm, example_inputs), error)
-            dense = compile_here(captured, example_inputs)
+                return self._unsupported(compile_here(gm, example_inputs, self.settings), error)
+            dense = compile_here(captured, example_inputs, self.settings)
             try:
                 return GraphRuntime(captured, dense, self)
             except UnsupportedGraphError as error:
@@ -90,7 +93,7 @@ def toprovar_backend(
     parsed = parse_options({**(options or {}), **unknown})
     session = Session("torch.compile graph", parsed, schedule=None)
     REGISTRY.add(session)
-    return Backend(session)(gm, example_inputs)
+    return Backend(session, parsed.mode)(gm, example_inputs)
 
 
 dynamo_entry.install()

@@ -16,6 +16,7 @@ from torch._guards import TracingContext, tracing
 
 from toprovar_compiler.errors import UnsupportedGraphError
 from toprovar_compiler.passes.drop_assertions import DropAssertions
+from toprovar_compiler.static_inputs import keep_marks
 
 
 def needs_gradients(gm: fx.GraphModule) -> bool:
@@ -51,5 +52,6 @@ def capture(gm: fx.GraphModule) -> fx.GraphModule:
     assert isinstance(exported, fx.GraphModule), "aot_export_module returned no graph"
     # Plain Inductor's graph has no such checks, and they would hide attention with casts from its patterns.
     DropAssertions()(exported)
+    keep_marks(gm, exported)
     exported.recompile()
     return exported

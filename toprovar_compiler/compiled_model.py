@@ -14,7 +14,7 @@ from toprovar_compiler.backend import Backend
 from toprovar_compiler.blocks import find_blocks
 from toprovar_compiler.conditional_rows import ConditionalRows
 from toprovar_compiler.errors import OptionError
-from toprovar_compiler.options import Options
+from toprovar_compiler.options import Mode, Options
 from toprovar_compiler.registry import REGISTRY
 from toprovar_compiler.residual_codes import watch_codes
 from toprovar_compiler.scale_exit import let_exit
@@ -33,10 +33,10 @@ class BlockCompiler:
         UnsupportedModelError: no repeated transformer blocks.
     """
 
-    def __init__(self, model: nn.Module, path: str | None) -> None:
+    def __init__(self, model: nn.Module, path: str | None, mode: Mode) -> None:
         self.blocks = find_blocks(model, path)
         self.schedule = stated_schedule(model)
-        self.backend = Backend(None)
+        self.backend = Backend(None, mode)
         self._calls = [_compiled(block, self.backend) for block in self.blocks]
         self._rows = ConditionalRows(self.blocks, self.backend)
 
@@ -78,7 +78,7 @@ class CompiledModel:
     """
 
     def __init__(self, model: nn.Module, options: Options) -> None:
-        self.compiler = REGISTRY.compiler(model, options.blocks)
+        self.compiler = REGISTRY.compiler(model, options.blocks, options.mode)
         _check_schedule(options, self.compiler.schedule)
         _check_budgets(options, len(self.compiler.blocks))
         self.session = Session(type(model).__name__, options, self.compiler.schedule)

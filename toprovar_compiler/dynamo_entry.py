@@ -111,7 +111,8 @@ def _compile(original: Callable[..., Any], context: Any, fn: Any, options: Optio
             return _while_active(compiled_model, module, fn)
     session = Session(getattr(fn, "__qualname__", type(fn).__name__), options, schedule=None)
     REGISTRY.add(session)
-    return torch.compile(fn, backend=Backend(session), dynamic=context._dynamic, fullgraph=context.fullgraph)
+    backend = Backend(session, options.mode)
+    return torch.compile(fn, backend=backend, dynamic=context._dynamic, fullgraph=context.fullgraph)
 
 
 def _while_active(

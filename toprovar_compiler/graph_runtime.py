@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import sympy
 import torch
 from torch import Tensor, fx
 
+from toprovar_compiler.call_sizes import SizeReader, Sizes
 from toprovar_compiler.counters import Work
 from toprovar_compiler.errors import UnsupportedGraphError
 from toprovar_compiler.kernels.hopper_attention import hopper_shortfall
-from toprovar_compiler.passes.attention import Attention
 from toprovar_compiler.passes.base import GraphPass
 from toprovar_compiler.passes.drop_assertions import DropAssertions
-from toprovar_compiler.passes.flops import KEPT, dense_flops, pruned_flops
+from toprovar_compiler.passes.flops import KEPT, pruned_flops
 from toprovar_compiler.passes.fuse_entropy import FuseEntropy
-from toprovar_compiler.passes.graph_tools import clone, expr_of, outputs, placeholders, value_of
+from toprovar_compiler.passes.graph_tools import clone, outputs, placeholders, value_of
 from toprovar_compiler.passes.insert_gate import InsertGate
 from toprovar_compiler.passes.manager import PassManager
 from toprovar_compiler.passes.match_attention import MARK, MatchAttention
@@ -30,16 +30,38 @@ from toprovar_compiler.session import Session
 from toprovar_compiler.variants import Compiled, Variant, compile_variant
 
 
-class Sizes(NamedTuple):
-    """What one combination of sizes means: N, the number of keys, the batch rows."""
+class Recipe(NamedTuple):
+    """Which passes make a variant: pruned keys (None: dense), whether entropy maps are returned, and the rows
+    that share an index where the graph chooses it itself (None: it is given)."""
 
-    tokens: int
-    keys: int
-    rows: int
+    pruned_keys: PrunedKeys | None
+    maps: bool
+    gated_rows: int | None = None
+
+    @property
+    def name(self) -> str:
+        return "-".join(str(part) for part in self if part is not None)
+
+    def passes(self) -> tuple[GraphPass, ...]:
+        passes: list[GraphPass] = []
+        if self.pruned_keys is not None:
+            passes.append(PruneTokens(self.pruned_keys))
+        # The gate returns its index last, behind the entropy maps: fuse before the gate goes in.
+        if self.maps:
+            passes.append(FuseEntropy())
+        if self.gated_rows is not None:
+            passes.append(InsertGate(self.gated_rows))
+        return tuple(passes)
+
+
+_WITH_ENTROPY = Recipe(None, maps=True)
 
 
 class SessionOwner(Protocol):
     """Has the session whose decisions are carried out; it changes with the compilation that runs."""
+
+    settings: Mapping[str, Any]
+    """What Inductor's configuration is changed by."""
 
     def current_session(self) -> Session: ...
 
@@ -70,20 +92,26 @@ class GraphRuntime:
         self._layer_position: int | None = None
         self._attention, self.maps = attention, len(attention)
         self.stream, self.unsupported = _token_stream(self.typed)
-        self._sizes = _SizeReader(self.typed.graph, inputs, attention[0])
-        self._variants: dict[tuple[object, ...], list[Variant]] = {}
+        self._sizes = SizeReader(self.typed.graph, inputs, attention[0])
+        self._variants: dict[Recipe, list[Variant]] = {}
         self._pruned_flops: dict[PrunedKeys, Callable[..., Any]] = {}
+        # A generation asks for the same few answers at every call.
+        self._work = functools.cache(self._count_work)
+        self._flops_at = functools.cache(lambda key: functools.partial(self._sizes.flops_at, key))
 
     def __call__(self, *arguments: Any) -> Sequence[Any]:
+        session = self.owner.current_session()
         key, sizes = self._sizes(arguments)
-        stream = arguments[self.stream_position]
-        step = self.owner.current_session().enter(
-            self._layer_key(arguments), sizes.tokens, sizes.keys, sizes.rows
-        )
-        decision = self.owner.current_session().decide(step, stream, self.unsupported)
+        step = session.enter(self._layer_key(arguments), sizes.tokens, sizes.keys, sizes.rows)
+        decision = session.decide(step, arguments[self.stream_position], self.unsupported)
         if isinstance(decision, Prune):
-            return self._run_pruned(arguments, key, sizes, step, decision)
-        return self._run_dense(arguments, key, sizes, step, decision)
+            results, outcome, keep = self._run_pruned(session, arguments, key, sizes, step, decision)
+        else:
+            results, outcome = self._run_dense(session, arguments, key, sizes, decision)
+            keep = None
+        work = self._work(key, step.prefix, keep, session.options.pruned_keys)
+        session.leave(step, outcome, work, self._flops_at(key))
+        return results[: self.returned]
 
     def _layer_key(self, arguments: Sequence[Any]) -> int:
         if self._layer_position is None:
@@ -92,73 +120,58 @@ class GraphRuntime:
         return id(arguments[self._layer_position])
 
     def _run_dense(
-        self, arguments: Sequence[Any], key: tuple[int, ...], sizes: Sizes, step: Step, decision: Dense
-    ) -> Sequence[Any]:
+        self,
+        session: Session,
+        arguments: Sequence[Any],
+        key: tuple[int, ...],
+        sizes: Sizes,
+        decision: Dense,
+    ) -> tuple[Sequence[Any], Outcome]:
         if decision.entropy and self.unsupported is None:
-            results = self._run_variant(("entropy",), (FuseEntropy(),), key, arguments)
+            results = self._run_variant(session, _WITH_ENTROPY, key, arguments)
         else:
             results = self.dense(*arguments)
-        outcome = self._outcome(results, len(results), None, arguments, sizes.keys)
-        tokens = sizes.tokens * sizes.rows
-        due, done = self._sizes.flops_if_dense(key, step.prefix), self._sizes.flops(key)
-        work = Work(tokens, tokens, due, done)
-        self.owner.current_session().leave(step, outcome, work, functools.partial(self._sizes.flops_at, key))
-        return results[: self.returned]
+        return results, self._outcome(results, len(results), None, arguments, sizes.keys)
 
     def _run_pruned(
-        self, arguments: Sequence[Any], key: tuple[int, ...], sizes: Sizes, step: Step, decision: Prune
-    ) -> Sequence[Any]:
-        pruned_keys = self.owner.current_session().options.pruned_keys
-        choice = decision.choice
-        # The gate returns its index last, behind the entropy maps: fuse before the gate goes in.
-        passes: tuple[GraphPass, ...] = (PruneTokens(pruned_keys),)
-        passes += (FuseEntropy(),) if decision.maps else ()
-        added = (
-            (decision.entropy, decision.keep, decision.base)
-            if choice is None
-            else (choice.kept_of_rows, decision.base)
-        )
-        given = (*arguments, *added)
-        sizes_key = (*key, decision.keep)
+        self,
+        session: Session,
+        arguments: Sequence[Any],
+        key: tuple[int, ...],
+        sizes: Sizes,
+        step: Step,
+        decision: Prune,
+    ) -> tuple[Sequence[Any], Outcome, int]:
+        pruned_keys, choice, keep = session.options.pruned_keys, decision.choice, decision.keep
+        added: tuple[Any, ...]
         if choice is not None:
-            name: tuple[object, ...] = ("pruned", pruned_keys, decision.maps)
-            results = self._run_variant(name, passes, sizes_key, given)
-            index = choice.kept
+            recipe, added = Recipe(pruned_keys, decision.maps), (choice.kept_of_rows, decision.base)
         else:
-            passes += (InsertGate(step.rows_per_sample),)
-            name = ("gated", pruned_keys, decision.maps, step.rows_per_sample)
-            results = self._run_variant(name, passes, sizes_key, given)
-            index = results[-1]
-        absent = sizes.tokens - decision.keep if pruned_keys == "absent" else 0
+            recipe = Recipe(pruned_keys, decision.maps, step.rows_per_sample)
+            added = (decision.entropy, keep, decision.base)
+        results = self._run_variant(session, recipe, (*key, keep), (*arguments, *added))
+        index = results[-1] if choice is None else choice.kept
+        absent = sizes.tokens - keep if pruned_keys == "absent" else 0
         end = self.returned + (self.maps if decision.maps else 0)
-        outcome = self._outcome(results, end, index, arguments, sizes.keys - absent)
-        tokens = sizes.tokens * sizes.rows
-        due = self._sizes.flops_if_dense(key, step.prefix)
-        work = Work(tokens, decision.keep * sizes.rows, due, self._flops_of_pruned(key, decision.keep))
-        self.owner.current_session().leave(step, outcome, work, functools.partial(self._sizes.flops_at, key))
-        return results[: self.returned]
+        return results, self._outcome(results, end, index, arguments, sizes.keys - absent), keep
 
     def _run_variant(
-        self,
-        name: tuple[object, ...],
-        passes: tuple[GraphPass, ...],
-        sizes: tuple[int, ...],
-        given: Sequence[Any],
+        self, session: Session, recipe: Recipe, sizes: tuple[int, ...], given: Sequence[Any]
     ) -> Sequence[Any]:
-        if any(isinstance(each, FuseEntropy) for each in passes):
+        if recipe.maps:
             for reason in self._slower_kernels:
                 # strict=True refuses where pruning could not be done; here all is done, only slower.
-                self.owner.current_session().note(reason)
-        compiled = self._variants.setdefault(name, [])
+                session.note(reason)
+        compiled = self._variants.setdefault(recipe, [])
         for variant in compiled:
             if variant.accepts(sizes, given):
                 return variant.run(*given)
         graph = clone(self.typed)
-        PassManager(passes, "-".join(str(part) for part in name))(graph)
-        variant = compile_variant(graph, self.typed.graph, given)
+        PassManager(recipe.passes(), recipe.name)(graph)
+        variant = compile_variant(graph, self.typed.graph, given, self.owner.settings)
         variant.accepted.add(sizes)
         compiled.append(variant)
-        self.owner.current_session().graph_compiled()
+        session.graph_compiled()
         return variant.run(*given)
 
     @functools.cached_property
@@ -178,64 +191,23 @@ class GraphRuntime:
         )
         return Outcome(entropy, index, arguments[self.stream_position], stream_out, keys)
 
-    def _flops_of_pruned(self, key: tuple[int, ...], keep: int) -> int:
-        keys = self.owner.current_session().options.pruned_keys
+    def _count_work(
+        self, key: tuple[int, ...], prefix: int, keep: int | None, pruned_keys: PrunedKeys
+    ) -> Work:
+        """What a call of these sizes is due and takes; ``keep`` of the tokens of each row, or all of them."""
+        sizes = self._sizes.of(key)
+        tokens = sizes.tokens * sizes.rows
+        due = self._sizes.flops_if_dense(key, prefix)
+        if keep is None:
+            return Work(tokens, tokens, due, self._sizes.flops(key))
+        return Work(tokens, keep * sizes.rows, due, self._flops_of_pruned(key, keep, pruned_keys))
+
+    def _flops_of_pruned(self, key: tuple[int, ...], keep: int, keys: PrunedKeys) -> int:
         if keys not in self._pruned_flops:
             assert self.stream is not None, "only typed graphs are pruned"
             expression = pruned_flops(self.typed.graph, self.stream, keys)
-            self._pruned_flops[keys] = functools.cache(
-                sympy.lambdify((*self._sizes.symbols, KEPT), expression, "math")
-            )
+            self._pruned_flops[keys] = sympy.lambdify((*self._sizes.symbols, KEPT), expression, "math")
         return int(self._pruned_flops[keys](*self._sizes.of_symbols(key), keep))
-
-
-class _SizeReader:
-    """Reads sizes and FLOPs off a call's arguments, once per combination of sizes."""
-
-    def __init__(self, graph: fx.Graph, inputs: list[fx.Node], attention: Attention) -> None:
-        values = [value_of(node) for node in inputs]
-        self.positions = [i for i, value in enumerate(values) if isinstance(value, torch.SymInt)]
-        known = {values[i].node.expr: place for place, i in enumerate(self.positions)}
-        self.symbols = [expr for expr in known if isinstance(expr, sympy.Symbol)]
-        self._places = [known[symbol] for symbol in self.symbols]
-        query, key = value_of(attention.query), value_of(attention.key)
-        tokens, keys = expr_of(query.shape[-2]), expr_of(key.shape[-2])
-        self._evaluate = sympy.lambdify(self.symbols, [tokens, keys, expr_of(query.shape[0])], "math")
-        self._flops = functools.cache(sympy.lambdify(self.symbols, dense_flops(graph), "math"))
-        cached = keys - tokens
-        self._cached = self.symbols.index(cached) if cached in self.symbols else None
-        self._tokens = self.symbols.index(tokens) if tokens in self.symbols else None
-        self._known: dict[tuple[int, ...], Sizes] = {}
-
-    def __call__(self, arguments: Sequence[Any]) -> tuple[tuple[int, ...], Sizes]:
-        key = tuple([arguments[i] for i in self.positions])
-        sizes = self._known.get(key)
-        if sizes is None:
-            sizes = Sizes(*(int(number) for number in self._evaluate(*self.of_symbols(key))))
-            self._known[key] = sizes
-        return key, sizes
-
-    def of_symbols(self, key: tuple[int, ...]) -> list[int]:
-        return [key[place] for place in self._places]
-
-    def flops(self, key: tuple[int, ...]) -> int:
-        """FLOPs of the dense graph at these sizes."""
-        return int(self._flops(*self.of_symbols(key)))
-
-    def flops_if_dense(self, key: tuple[int, ...], prefix: int) -> int:
-        """The same with the cache as long as if nothing had been pruned at earlier scales."""
-        sizes = self.of_symbols(key)
-        if self._cached is not None:
-            sizes[self._cached] = prefix
-        return int(self._flops(*sizes))
-
-    def flops_at(self, key: tuple[int, ...], tokens: int, prefix: int) -> int | None:
-        """The same at another scale; None where this graph knows one number of tokens or keys only."""
-        if self._cached is None or self._tokens is None:
-            return None
-        sizes = self.of_symbols(key)
-        sizes[self._cached], sizes[self._tokens] = prefix, tokens
-        return int(self._flops(*sizes))
 
 
 def _token_stream(typed: fx.GraphModule) -> tuple[TokenStream | None, str | None]:

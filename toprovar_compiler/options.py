@@ -16,6 +16,7 @@ PolicyName = Literal["toprovar", "dense", "fastvar", "skipvar", "fixed-exit", "r
 EntropySourceName = Literal["calibrated", "online", "layer-mean", "same-layer", "last-full-layer"]
 RestorationName = Literal["scale-exit", "bypass", "cached-update"]
 Crossing = Literal["at-least", "at-most"]
+Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 LayerDimension = Literal["off", "spectrum", "centred-spectrum"]
 
 DEFAULT_KEEP_RATIO = 0.3
@@ -49,6 +50,9 @@ class Options:
             tau in every sample. None: at ``start_scale``. Under "fixed-exit" the exit waits for it.
             The policies "fastvar" and "skipvar" have rules of their own instead.
         scale_crossing: how it is reached, "at-least" (section 4) or "at-most" (eq. 13).
+        mode: of ``torch.compile``. "reduce-overhead" and "max-autotune" record CUDA graphs, which pays where
+            launching kernels takes longer than running them, as with one picture at a time. What a block
+            returned is overwritten by the next generation.
         strict: raise where pruning was due but could not be done, instead of counting a fallback.
         calibration: JSON file of the model's calibration, made by ``toprovar calibrate``, for "toprovar" and
             its controls. None: the one that comes with this package for the model, if there is one.
@@ -89,6 +93,7 @@ class Options:
     target_speedup: float | None = None
     scale_threshold: float | None = None
     scale_crossing: Crossing = "at-least"
+    mode: Mode = "default"
     strict: bool = False
     calibration: str | None = None
     entropy_source: EntropySourceName | None = None
@@ -111,6 +116,7 @@ class Options:
         _check_choice("restoration", self.restoration, get_args(RestorationName))
         _check_choice("pruned_keys", self.pruned_keys, get_args(PrunedKeys))
         _check_choice("scale_crossing", self.scale_crossing, get_args(Crossing))
+        _check_choice("mode", self.mode, get_args(Mode))
         _check_choice("layer_dimension", self.layer_dimension, get_args(LayerDimension))
         _check_count("start_scale", self.start_scale, least=0)
         _check_count("guidance_rows", self.guidance_rows, least=1)
@@ -204,6 +210,11 @@ class Options:
                 f"layer_dimension requires a policy that tells layers apart, got {self.policy!r}; leave it "
                 "out, or choose 'toprovar'"
             )
+
+    @property
+    def records_cuda_graphs(self) -> bool:
+        """Whether ``mode`` is one of those in which Inductor records CUDA graphs."""
+        return self.mode in ("reduce-overhead", "max-autotune")
 
     @property
     def keep_ratio_of_scales(self) -> Sequence[float] | None:

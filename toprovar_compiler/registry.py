@@ -15,6 +15,9 @@ from toprovar_compiler.session import Session
 
 if TYPE_CHECKING:
     from toprovar_compiler.compiled_model import BlockCompiler, CompiledModel
+    from toprovar_compiler.options import Mode
+
+    _Kind = tuple[str | None, Mode]
 
 
 class Registry:
@@ -22,19 +25,19 @@ class Registry:
 
     def __init__(self) -> None:
         self.attached: WeakKeyDictionary[nn.Module, CompiledModel] = WeakKeyDictionary()
-        self._compilers: WeakKeyDictionary[nn.Module, dict[str | None, BlockCompiler]] = WeakKeyDictionary()
+        self._compilers: WeakKeyDictionary[nn.Module, dict[_Kind, BlockCompiler]] = WeakKeyDictionary()
         self._compilations: WeakKeyDictionary[nn.Module, WeakSet[CompiledModel]] = WeakKeyDictionary()
         self._sessions: WeakSet[Session] = WeakSet()
         self._counters: list[Counters] = []
 
-    def compiler(self, model: nn.Module, path: str | None) -> BlockCompiler:
-        """The model's one compiler for the blocks at ``path``: graphs are compiled once for all options."""
+    def compiler(self, model: nn.Module, path: str | None, mode: Mode) -> BlockCompiler:
+        """Compiles the blocks at ``path`` in this mode; all other options share its graphs."""
         from toprovar_compiler.compiled_model import BlockCompiler
 
         of_model = self._compilers.setdefault(model, {})
-        if path not in of_model:
-            of_model[path] = BlockCompiler(model, path)
-        return of_model[path]
+        if (path, mode) not in of_model:
+            of_model[path, mode] = BlockCompiler(model, path, mode)
+        return of_model[path, mode]
 
     def add_model(self, model: nn.Module, compilation: CompiledModel) -> None:
         self._compilations.setdefault(model, WeakSet()).add(compilation)

@@ -250,6 +250,9 @@ class Session:
         self.started = time.monotonic()
         if self.policy.may_exit and not self.can_exit:
             self.fall_back(_CANNOT_EXIT)
+        if self.options.records_cuda_graphs:
+            # Else every block call counts as a new step, in which what the last one returned is overwritten.
+            torch.compiler.cudagraph_mark_step_begin()
         return self.generation
 
     def _count_skipped(self, current: Generation, scale: int, schedule: tuple[int, ...]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -16,17 +16,26 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from toprovar_compiler.passes.graph_tools import placeholders, value_of
+from toprovar_compiler.static_inputs import show_marks
 
 Compiled = Callable[..., Sequence[Any]]
 
 # Inductor and Dynamo keep process-wide state while they compile.
 COMPILE_LOCK = threading.RLock()
 
+_DEFAULT: Mapping[str, Any] = {}
 
-def compile_here(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
-    """Compile inside Dynamo's backend call: what Inductor assumes of sizes becomes Dynamo's guards."""
+
+def compile_here(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], settings: Mapping[str, Any] = _DEFAULT
+) -> Compiled:
+    """Compile inside Dynamo's backend call: what Inductor assumes of sizes becomes Dynamo's guards.
+
+    ``settings`` are what Inductor's configuration is changed by, as for :func:`compile_variant`.
+    """
     with COMPILE_LOCK:
-        return cast(Compiled, compile_fx(gm, list(example_inputs)))
+        show_marks(gm)
+        return cast(Compiled, compile_fx(gm, list(example_inputs), config_patches=dict(settings)))
 
 
 @dataclass
@@ -48,7 +57,9 @@ class Variant:
         return holds
 
 
-def compile_variant(gm: fx.GraphModule, pattern: fx.Graph, arguments: Sequence[Any]) -> Variant:
+def compile_variant(
+    gm: fx.GraphModule, pattern: fx.Graph, arguments: Sequence[Any], settings: Mapping[str, Any] = _DEFAULT
+) -> Variant:
     """Compile ``gm`` lazily, in a fresh fake mode, for arguments like these.
 
     Args:
@@ -56,6 +67,7 @@ def compile_variant(gm: fx.GraphModule, pattern: fx.Graph, arguments: Sequence[A
         pattern: the captured graph: a size is dynamic where it is symbolic there.
         arguments: real arguments, those of ``pattern`` first. Of the added ones every tensor size but the
             last is dynamic, and every int is a dynamic size.
+        settings: what Inductor's configuration is changed by.
     """
     with COMPILE_LOCK:
         # Sizes that happen to be equal now (K of one scale, N of another) must not become one symbol.
@@ -63,7 +75,8 @@ def compile_variant(gm: fx.GraphModule, pattern: fx.Graph, arguments: Sequence[A
         mode = FakeTensorMode(shape_env=shape_env, allow_non_fake_inputs=True)
         fakes = _fakes(mode, shape_env, [value_of(n) for n in placeholders(pattern)], arguments)
         with tracing(TracingContext(mode)):
-            run = cast(Compiled, compile_fx(gm, list(fakes)))
+            show_marks(gm)
+            run = cast(Compiled, compile_fx(gm, list(fakes), config_patches=dict(settings)))
         return Variant(run, shape_env, fakes)
 
 

@@ -16,7 +16,7 @@ from toprovar_compiler import variants
 @pytest.fixture(autouse=True, scope="module")
 def _graphs_run_uncompiled() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(variants, "compile_fx", lambda gm, inputs: gm.forward)
+        patch.setattr(variants, "compile_fx", lambda gm, inputs, config_patches: gm.forward)
         patch.setattr(sys, "path", list(sys.path))
         yield
 

@@ -42,6 +42,6 @@ if __name__ == "__main__":
     if arguments[0] == "--die-after":
         die_after(int(arguments[1]))
         del arguments[:2]
-    variants.compile_fx = lambda gm, inputs: gm.forward
+    variants.compile_fx = lambda gm, inputs, config_patches: gm.forward
     torch.set_num_threads(THREADS)
     sys.exit(main(arguments))

@@ -23,7 +23,7 @@ def _clean_counts() -> Iterator[None]:
 @pytest.fixture
 def without_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run op by op: for tests of what they compute, not of the code that Inductor makes of them."""
-    monkeypatch.setattr(variants, "compile_fx", lambda gm, inputs: gm.forward)
+    monkeypatch.setattr(variants, "compile_fx", lambda gm, inputs, config_patches: gm.forward)
 
 
 @pytest.fixture(scope="package")

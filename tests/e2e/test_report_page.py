@@ -43,7 +43,7 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on P
 def _uncompiled() -> Iterator[None]:
     """Everything but Inductor's code generation, which takes seconds a graph."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(variants, "compile_fx", lambda gm, inputs: gm.forward)
+        patch.setattr(variants, "compile_fx", lambda gm, inputs, config_patches: gm.forward)
         patch.setattr(sys, "path", list(sys.path))
         yield
 

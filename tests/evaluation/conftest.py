@@ -46,7 +46,7 @@ def new_process() -> Iterator[None]:
     torch._dynamo.reset()
     toprovar_compiler.reset()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(variants, "compile_fx", lambda gm, inputs: gm.forward)
+        patch.setattr(variants, "compile_fx", lambda gm, inputs, config_patches: gm.forward)
         patch.setattr(latency, "PLAIN_BACKEND", "eager")
         torch.set_num_threads(1)
         try:

@@ -41,7 +41,7 @@ if __name__ == "__main__":
     if arguments[0] == "--die-after":
         die_after(int(arguments[1]))
         del arguments[:2]
-    variants.compile_fx = lambda gm, inputs: gm.forward
+    variants.compile_fx = lambda gm, inputs, config_patches: gm.forward
     latency.PLAIN_BACKEND = "eager"
     toprovar.UNCALIBRATED = "layer-mean"  # as tests/conftest.py has it
     sys.exit(main(arguments))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -118,6 +120,8 @@ def test_with_nothing_to_prune_the_captured_graph_runs_as_it_was_captured() -> N
 
 
 class _Owner:
+    settings: ClassVar[dict[str, Any]] = {}
+
     def __init__(self, session: Session) -> None:
         self.session = session
 

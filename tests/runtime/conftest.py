@@ -21,7 +21,7 @@ from toprovar_compiler.errors import UnsupportedModelError
 
 @pytest.fixture(autouse=True)
 def _graphs_run_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(variants, "compile_fx", lambda gm, inputs: gm.forward)
+    monkeypatch.setattr(variants, "compile_fx", lambda gm, inputs, config_patches: gm.forward)
 
 
 @pytest.fixture(autouse=True)

@@ -84,7 +84,7 @@ def _watched(model: nn.Module, mask: Tensor | None) -> None:
         def see_codes(self, indices: Tensor, vectors: Tensor) -> Tensor | None:
             return mask
 
-    backend = Backend(None)
+    backend = Backend(None, "default")
     backend.session = Fixed()  # type: ignore[assignment]
     watch_codes(model, backend)
 

@@ -19,7 +19,7 @@ def test_one_compilation_at_a_time(monkeypatch: Any, labels: Tensor) -> None:
     """Inductor and Dynamo have process-wide state: their compilations must not overlap."""
     inside, overlaps = threading.Lock(), []
 
-    def compile_fx(gm: Any, inputs: Any) -> Any:
+    def compile_fx(gm: Any, inputs: Any, config_patches: Any) -> Any:
         entered = inside.acquire(blocking=False)
         overlaps.append(not entered)
         if entered:

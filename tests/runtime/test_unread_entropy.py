@@ -25,7 +25,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The graphs of the variants that are compiled."""
     graphs: list[Any] = []
 
-    def keep(gm: Any, inputs: object) -> Any:
+    def keep(gm: Any, inputs: object, config_patches: object) -> Any:
         graphs.append(gm.graph)
         return gm.forward
 

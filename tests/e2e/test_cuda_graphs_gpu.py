@@ -1,0 +1,62 @@
+"""mode="reduce-overhead" on a GPU: CUDA graphs paint what single launches paint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+import toprovar_compiler
+from benchmarks.model_shapes import random_model, twin
+from examples.emojivar.config import Config
+from toprovar_compiler.evaluation.reproducible import reproducible
+
+pytestmark = pytest.mark.gpu
+
+CONFIG = Config((1, 2, 4, 6, 8), width=128, depth=3, heads=2, codes=64, tokenizer_widths=(16, 24, 32))
+PROMPTS = ("a rocket on a plain navy background", "three apple on a plain teal background")
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return random_model(CONFIG, "cuda", torch.bfloat16)
+
+
+@pytest.fixture(autouse=True)
+def _same_kernels() -> Iterator[None]:
+    """Inductor times several forms of a reduction and takes the fastest; they round apart."""
+    with reproducible():
+        yield
+
+
+def _paint(model: Any, **options: Any) -> list[Tensor]:
+    """Batches of one and two, again after each other; all pictures are held until the end."""
+    made = toprovar_compiler.compile(twin(model), **options)
+    pictures = []
+    with torch.inference_mode():
+        for seed, prompts in enumerate((PROMPTS[:1], PROMPTS, PROMPTS[:1], PROMPTS[1:], PROMPTS) * 2):
+            pictures.append(made.generate(list(prompts), seed=seed))
+    return pictures
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"policy": "dense"},
+        {"keep_ratio": 0.3},
+        {"keep_ratio": 0.3, "restoration": "bypass", "entropy_source": "last-full-layer"},
+        {"policy": "fastvar", "keep_ratio": 0.3},
+        {"policy": "fixed-exit", "start_scale": 4},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_graphs_paint_what_launches_paint(model: Any, options: dict[str, Any]) -> None:
+    before = counters["inductor"]["cudagraph_skips"]
+    launched = _paint(model, **options)
+    recorded = _paint(model, mode="reduce-overhead", **options)
+    assert all(map(torch.equal, launched, recorded))
+    assert counters["inductor"]["cudagraph_skips"] == before

@@ -1,0 +1,41 @@
+"""Tells Inductor which inputs of a graph are weights.
+
+Dynamo marks them, and Inductor relies on it twice: a CUDA graph reads a weight where it lies, but copies
+every other input that does not lie where it lay, at each call; and the alignment of a weight is not looked at
+anew at each call. Exporting a graph loses the marks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from toprovar_compiler.passes.graph_tools import placeholders
+
+# How Dynamo says what it knows of an input, and how Inductor's front end tells Dynamo's graphs from others.
+_OF_INPUT = "tensor_dict"
+_OF_GRAPH = "dynamo_compile_id"
+
+
+def keep_marks(dynamo: fx.GraphModule, exported: fx.GraphModule) -> None:
+    """Note on the exported graph what Dynamo's says of the same inputs; :func:`clone` hands it on."""
+    if _OF_GRAPH not in dynamo.meta:
+        return
+    exported.meta[_OF_GRAPH] = dynamo.meta[_OF_GRAPH]
+    for before, after in zip(placeholders(dynamo.graph), placeholders(exported.graph), strict=True):
+        after.meta[_OF_INPUT] = before.meta.get(_OF_INPUT, {})
+
+
+def show_marks(gm: fx.GraphModule) -> None:
+    """Give a graph that is about to be compiled the form in which Inductor finds the marks.
+
+    Its inputs name no source: no guard is to come of them that Dynamo's own graph did not ask for.
+    """
+    if _OF_GRAPH not in gm.meta:
+        return
+    described: Any = gm
+    described._param_name_to_source = {}
+    for node in placeholders(gm.graph):
+        source: Any = node
+        source._dynamo_source = None
