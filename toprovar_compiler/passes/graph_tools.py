@@ -93,4 +93,6 @@ def clone(gm: fx.GraphModule) -> fx.GraphModule:
     for old, new in mapping.items():
         new.meta = dict(old.meta)
     # A name that is one: an exported graph is called "<lambda>", which no dump could be read with.
-    return fx.GraphModule(gm, graph, class_name="Captured")
+    copied = fx.GraphModule(gm, graph, class_name="Captured")
+    copied.meta = dict(gm.meta)
+    return copied
