@@ -1,6 +1,6 @@
 """Whole generations of the embedded model: eager, plain Inductor, dense and pruned under toprovar.
 
-    python -m benchmarks.generation [--batch 4] [--rounds 5] [--keep-ratio 0.3] [--out benchmarks/results]
+    python -m benchmarks.generation [--batch 4] [--rounds 5] [--mode reduce-overhead] [--out DIR]
 
 All variants run the same prompts and seeds, warm, interleaved in one process; ratios are medians of the
 rounds' ratios. "transformer" is the time inside the repeated blocks, "total" the whole ``generate`` call.
@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -26,6 +26,8 @@ from torch import nn
 import toprovar_compiler
 from benchmarks.measure import environment
 from examples.emojivar import load
+from toprovar_compiler.demo_contenders import recordings_of
+from toprovar_compiler.options import DEFAULT_MODE, Mode
 
 VARIANTS = ("eager", "inductor", "toprovar-dense", "toprovar")
 PROMPTS = (
@@ -84,17 +86,18 @@ def prepare(variant: str, arguments: argparse.Namespace) -> nn.Module:
     if variant == "inductor":
         torch._dynamo.config.recompile_limit = 64
         for block in model.blocks:
-            block.compile(backend="inductor", dynamic=None)
+            block.compile(backend="inductor", mode=arguments.mode, dynamic=None)
     elif variant == "toprovar-dense":
-        toprovar_compiler.compile(model, policy="dense")
+        toprovar_compiler.compile(model, policy="dense", mode=arguments.mode)
     elif variant == "toprovar":
-        toprovar_compiler.compile(model, keep_ratio=arguments.keep_ratio)
+        toprovar_compiler.compile(model, keep_ratio=arguments.keep_ratio, mode=arguments.mode)
     return model
 
 
 def run(model: nn.Module, arguments: argparse.Namespace, seed: int) -> dict[str, float]:
     """One generation: seconds in total and inside the blocks."""
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(arguments.batch)]
+    torch.compiler.cudagraph_mark_step_begin()
     with torch.inference_mode(), BlockTimer(list(model.blocks), torch.device(arguments.device)) as timer:
         start = time.perf_counter()
         model.generate(prompts, seed=seed)
@@ -107,6 +110,9 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """All variants, interleaved; per variant the cold first generation and the warm rounds."""
     models = {variant: prepare(variant, arguments) for variant in VARIANTS}
     results: dict[str, Any] = {v: {"cold_s": run(m, arguments, 0)["total"]} for v, m in models.items()}
+    for model in models.values():
+        for _ in range(recordings_of(arguments.mode)):
+            run(model, arguments, 0)
     rounds: list[dict[str, dict[str, float]]] = []
     for seed in range(arguments.rounds):
         rounds.append({variant: run(model, arguments, seed) for variant, model in models.items()})
@@ -128,7 +134,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 def peak_memory(arguments: argparse.Namespace, variant: str) -> int:
     """Peak bytes of three generations in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.generation", "--memory-of", variant]
-    command += ["--batch", str(arguments.batch), "--device", arguments.device]
+    command += ["--batch", str(arguments.batch), "--device", arguments.device, "--mode", arguments.mode]
     if arguments.keep_ratio is not None:
         command += ["--keep-ratio", str(arguments.keep_ratio)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
@@ -166,6 +172,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--keep-ratio", type=float, help="default: the plan of the calibration")
+    parser.add_argument("--mode", choices=get_args(Mode), default=DEFAULT_MODE, help="of torch.compile")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
@@ -182,7 +189,8 @@ def main() -> None:
         "results": results,
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"generation-{arguments.device}-b{arguments.batch}.json"
+    suffix = "" if arguments.mode == DEFAULT_MODE else f"-{arguments.mode}"
+    path = arguments.out / f"generation-{arguments.device}-b{arguments.batch}{suffix}.json"
     path.write_text(json.dumps(report, indent=1))
     print(table(results))
     print(f"written to {path}")

@@ -118,14 +118,13 @@ def busy_seconds(call: Callable[[], Any]) -> float:
 
 
 def measure(model: EmojiVAR, chosen: Mapping[str, Variant], count: int) -> dict[str, Any]:
-    """Per variant: the first generations, then wall and host seconds of the rounds, busy seconds, memory."""
+    """Per variant: the first generations, then wall and host seconds of the rounds, and busy seconds."""
     models: dict[str, EmojiVAR] = {}
     results: dict[str, Any] = {}
     for name, variant in chosen.items():
-        before = torch.cuda.memory_reserved()
         models[name] = prepare(model, variant)
         first = [generate(models[name], seed=0)[0] for _ in range(_WARM_UPS)]
-        results[name] = {"first_s": first, "reserved_bytes": torch.cuda.memory_reserved() - before}
+        results[name] = {"first_s": first}
         print(f"{name}: warm-up {', '.join(f'{seconds:.2f}' for seconds in first)} s", flush=True)
     toprovar_compiler.reset()
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
@@ -153,10 +152,10 @@ def table(results: Mapping[str, Any]) -> str:
     over = ratios(results)
     rivals = list(next(iter(over.values())))
     lines = [
-        "| variant | wall, ms | quartiles | GPU busy, ms | block FLOPs, times fewer | reserved, GiB | "
+        "| variant | wall, ms | quartiles | GPU busy, ms | block FLOPs, times fewer | "
         + " | ".join(f"faster than {rival}" for rival in rivals)
         + " |",
-        "|---" * (6 + len(rivals)) + "|",
+        "|---" * (5 + len(rivals)) + "|",
     ]
     for name, result in results.items():
         low, high = (seconds * 1e3 for seconds in result["wall_s"]["quartiles"])
@@ -166,7 +165,6 @@ def table(results: Mapping[str, Any]) -> str:
             f"{low:.1f} to {high:.1f}",
             f"{result['busy_s'] * 1e3:.1f}",
             _fewer_flops(result),
-            f"{result['reserved_bytes'] / 2**30:.1f}",
             *(f"{over[name][rival]:.2f}" for rival in rivals),
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from toprovar_compiler.cli_model import DEFAULT_MODEL, DTYPES, PaintingSettings
-from toprovar_compiler.options import EntropySourceName, LayerDimension, PolicyName, RestorationName
+from toprovar_compiler.options import EntropySourceName, LayerDimension, Mode, PolicyName, RestorationName
 
 EXIT_OK, EXIT_PROBLEM, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -80,6 +80,11 @@ def add_pruning(parser: argparse.ArgumentParser) -> None:
         "--restoration", choices=get_args(RestorationName), help="what becomes of a pruned token"
     )
     parser.add_argument(
+        "--mode",
+        choices=get_args(Mode),
+        help="of torch.compile; reduce-overhead and max-autotune record CUDA graphs on a GPU",
+    )
+    parser.add_argument(
         "--strict", action="store_true", default=None, help="fail where pruning was due but not possible"
     )
 
@@ -110,7 +115,7 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The compiler options that the command line gave, a policy too if it is a single one; toprovar has its
     own defaults for the others."""
     pruning = ("start_scale", "scale_threshold", "layer_dimension", "entropy_source", "restoration")
-    names = ("policy", "calibration", "keep_ratio", "target_speedup", *pruning, "strict")
+    names = ("policy", "calibration", "keep_ratio", "target_speedup", *pruning, "mode", "strict")
     given = {name: getattr(arguments, name, None) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 

@@ -16,6 +16,7 @@ import toprovar_compiler
 from toprovar_compiler.api import is_learning
 from toprovar_compiler.blocks import find_blocks
 from toprovar_compiler.cli_model import paint
+from toprovar_compiler.options import DEFAULT_MODE, GRAPH_MODES, Mode
 
 EAGER, INDUCTOR, DENSE, PRUNED = "eager", "Inductor", "toprovar dense", "toprovar"
 PLAIN_BACKEND = "inductor"
@@ -28,13 +29,15 @@ class Contender:
     name: str
     model: nn.Module
     cold_s: float = 0.0
+    recordings: int = 0
+    """Further generations of the warm-up, in which CUDA graphs are recorded."""
     warm_s: list[float] = field(default_factory=list)
     pictures: list[Tensor] = field(default_factory=list)
 
     def warm_up(self, prompt: str, seed: int) -> None:
         """The first generation, which compiles; after one to learn from, the next one does as well."""
         _, self.cold_s = self._paint(prompt, seed)
-        if is_learning(self.model):
+        for _ in range(is_learning(self.model) + self.recordings):
             self._paint(prompt, seed)
 
     def turn(self, prompt: str, seed: int) -> None:
@@ -54,6 +57,8 @@ class Contender:
 
     def _paint(self, prompt: str, seed: int) -> tuple[Tensor, float]:
         _wait_for_gpu()
+        # As all who run Inductor's CUDA graphs over many calls have to; toprovar does so by itself.
+        torch.compiler.cudagraph_mark_step_begin()
         start = time.perf_counter()
         pictures = paint(self.model, [prompt], seed)
         _wait_for_gpu()
@@ -69,17 +74,28 @@ def make_contenders(model: nn.Module, options: Mapping[str, Any]) -> tuple[Conte
         UnsupportedModelError: the model has no repeated blocks.
     """
     inductor, dense, pruned = (twin(model) for _ in range(3))
-    where = options.get("blocks")
+    where, mode = options.get("blocks"), options.get("mode", DEFAULT_MODE)
     toprovar_compiler.compile(pruned, **options)
-    toprovar_compiler.compile(dense, policy="dense", blocks=where)
-    for block in find_blocks(inductor, where):
-        block.compile(backend=PLAIN_BACKEND, dynamic=None)
+    toprovar_compiler.compile(dense, policy="dense", blocks=where, mode=mode)
+    compile_plainly(inductor, mode, where)
+    recordings = recordings_of(mode)
     return (
         Contender(EAGER, model),
-        Contender(INDUCTOR, inductor),
-        Contender(DENSE, dense),
-        Contender(PRUNED, pruned),
+        Contender(INDUCTOR, inductor, recordings=recordings),
+        Contender(DENSE, dense, recordings=recordings),
+        Contender(PRUNED, pruned, recordings=recordings),
     )
+
+
+def compile_plainly(model: nn.Module, mode: Mode, blocks: str | None = None) -> None:
+    """The model's blocks under plain Inductor in a mode of ``torch.compile``."""
+    for block in find_blocks(model, blocks):
+        block.compile(backend=PLAIN_BACKEND, mode=mode, dynamic=None)
+
+
+def recordings_of(mode: Mode) -> int:
+    """How many generations after the first Inductor warms up in and records CUDA graphs, one of each."""
+    return 2 if mode in GRAPH_MODES else 0
 
 
 def speedup(slow: Contender, fast: Contender) -> float:

@@ -17,6 +17,9 @@ EntropySourceName = Literal["calibrated", "online", "layer-mean", "same-layer", 
 RestorationName = Literal["scale-exit", "bypass", "cached-update"]
 Crossing = Literal["at-least", "at-most"]
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+DEFAULT_MODE: Mode = "default"
+GRAPH_MODES = ("reduce-overhead", "max-autotune")
+"""Those in which Inductor records CUDA graphs on a GPU."""
 LayerDimension = Literal["off", "spectrum", "centred-spectrum"]
 
 DEFAULT_KEEP_RATIO = 0.3
@@ -93,7 +96,7 @@ class Options:
     target_speedup: float | None = None
     scale_threshold: float | None = None
     scale_crossing: Crossing = "at-least"
-    mode: Mode = "default"
+    mode: Mode = DEFAULT_MODE
     strict: bool = False
     calibration: str | None = None
     entropy_source: EntropySourceName | None = None
@@ -214,7 +217,7 @@ class Options:
     @property
     def records_cuda_graphs(self) -> bool:
         """Whether ``mode`` is one of those in which Inductor records CUDA graphs."""
-        return self.mode in ("reduce-overhead", "max-autotune")
+        return self.mode in GRAPH_MODES
 
     @property
     def keep_ratio_of_scales(self) -> Sequence[float] | None:

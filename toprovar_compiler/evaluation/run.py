@@ -28,6 +28,7 @@ from toprovar_compiler.evaluation.suite import load_suite
 from toprovar_compiler.evaluation.table import Table
 from toprovar_compiler.evaluation.units import Batch, make_batches
 from toprovar_compiler.evaluation.variants import parse_variants
+from toprovar_compiler.options import DEFAULT_MODE
 
 # More at a time saves no time on a CPU, and a GPU would wait for its host.
 _CPU_BATCH, _GPU_BATCH = 8, 32
@@ -98,7 +99,9 @@ def evaluate(settings: Settings, processes: Processes) -> Report:
     if not first:
         return Report("")
     units = [unit for batch in batches for unit in batch.units if unit.sample == 0]
-    times = take_turns(model, variants, units[: settings.timed], store)
+    times = take_turns(
+        model, variants, units[: settings.timed], store, settings.options.get("mode", DEFAULT_MODE)
+    )
     tables = {policy: _table(store, policy, batches, len(prompts)) for policy in policies}
     true_scenes = _table(store, TRUE_SCENES, batches, len(prompts)) if suite is not None else None
     results = {
