@@ -14,9 +14,8 @@ import torch
 
 import toprovar_compiler
 from tests.conftest import THREADS
-from toprovar_compiler import variants
+from toprovar_compiler import demo_contenders, variants
 from toprovar_compiler.cli import EXIT_OK, main
-from toprovar_compiler.evaluation import latency
 
 SMALL = ["--model", "tests.painters:small", "--device", "cpu", "--start-scale", "2"]
 JUDGED = [*SMALL, "--suite", "tests.evaluation.blobs:load"]
@@ -47,7 +46,7 @@ def new_process() -> Iterator[None]:
     toprovar_compiler.reset()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(variants, "compile_fx", lambda gm, inputs, config_patches: gm.forward)
-        patch.setattr(latency, "PLAIN_BACKEND", "eager")
+        patch.setattr(demo_contenders, "PLAIN_BACKEND", "eager")
         torch.set_num_threads(1)
         try:
             yield

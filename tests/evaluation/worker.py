@@ -12,9 +12,8 @@ import signal
 import sys
 from typing import Any
 
-from toprovar_compiler import variants
+from toprovar_compiler import demo_contenders, variants
 from toprovar_compiler.cli import main
-from toprovar_compiler.evaluation import latency
 from toprovar_compiler.evaluation.store import TRUE_SCENES, Store
 from toprovar_compiler.policies import toprovar
 
@@ -42,6 +41,6 @@ if __name__ == "__main__":
         die_after(int(arguments[1]))
         del arguments[:2]
     variants.compile_fx = lambda gm, inputs, config_patches: gm.forward
-    latency.PLAIN_BACKEND = "eager"
+    demo_contenders.PLAIN_BACKEND = "eager"
     toprovar.UNCALIBRATED = "layer-mean"  # as tests/conftest.py has it
     sys.exit(main(arguments))
