@@ -7,6 +7,7 @@ there is no direct launch, a warning says why, and Triton launches as ever.
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+# Kernels take the scale in base 2.
+LOG2_E = math.log2(math.e)
 _VERSIONS = ("3.4", "3.5", "3.6", "3.7")
 _MOST_PROGRAMS = 1024
 _MOST_TILES = 4096
@@ -50,14 +53,14 @@ class Attended(NamedTuple):
 
 
 class DirectLaunch(NamedTuple):
-    """`run(x, y, z, stream, function, metadata, None, None, None, *arguments)` launches a grid of x * y * z."""
+    """How to launch a compiled kernel."""
 
-    run: Callable[..., None]
-    function: int
-    metadata: Any
-    descriptors: tuple[Any, ...]
-    """How Triton encodes each descriptor among the arguments, which come first."""
+    run: Callable[[int, int, tuple[Any, ...]], None]
+    """Of programs, stream and arguments: addresses, encoded descriptors, numbers, and anything for each constant."""
     current_stream: Callable[[int], int]
+    """Of a device's index."""
+    encodings: tuple[Any, ...]
+    """How Triton encodes each descriptor among the arguments; they come first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +87,11 @@ def direct_unavailable() -> str | None:
     try:
         import triton
     except ImportError:
-        return "it needs Triton"
+        return "direct launches need Triton"
     if torch.version.hip is not None:
-        return "it was written for NVIDIA's GPUs"
+        return "direct launches need a GPU of NVIDIA's"
     if not triton.__version__.startswith(tuple(f"{version}." for version in _VERSIONS)):
-        return f"it knows how Triton {', '.join(_VERSIONS)} launch, got {triton.__version__}"
+        return f"direct launches need Triton {', '.join(_VERSIONS[:-1])} or {_VERSIONS[-1]}, got {triton.__version__}"
     return None
 
 
@@ -114,29 +117,55 @@ def direct(compiled: Any) -> DirectLaunch | None:
     return None
 
 
-def watched() -> bool:
-    """Whether somebody (a profiler) asked to be told of every launch, which a direct one does not do."""
-    from triton import knobs
+def watched(runtime: Any) -> bool:
+    """Whether somebody (a profiler) asked to be told of every launch, which a direct one does not do.
 
-    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-    # Older versions have a function or None, newer ones a list of functions.
+    `runtime` is Triton's `knobs.runtime`.
+    """
+    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+    # Triton 3.4 has a function or None, newer ones have a list of functions.
     return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
 
 
 def _direct(compiled: Any) -> DirectLaunch:
     from triton.runtime import driver
 
-    run = compiled.run  # loads the code, if it is not yet
-    metadata = compiled.metadata
-    encodings = tuple(getattr(metadata, "tensordesc_meta", None) or ())
+    compiled.run  # noqa: B018  (loads the code, if it is not yet)
+    encodings = tuple(getattr(compiled.metadata, "tensordesc_meta", None) or ())
     types = tuple(_expanded(compiled.src.signature.values()))
     _require_parameters(compiled.asm["ptx"], types)
-    if encodings:
-        # The launcher that Triton made encodes every descriptor in every launch; this one takes them encoded.
-        source = SimpleNamespace(signature=dict(enumerate(types)), constants={})
-        run = driver.active.launcher_cls(source, metadata._replace(tensordesc_meta=None))
-    stream = driver.active.get_current_stream
-    return DirectLaunch(run, compiled.function, compiled.packed_metadata, encodings, stream)
+    # The launcher that Triton made encodes every descriptor in every launch; this one takes them encoded.
+    source = SimpleNamespace(signature=dict(enumerate(types)), constants={})
+    launcher = driver.active.launcher_cls(source, compiled.metadata._replace(tensordesc_meta=None))
+    run = _runner(launcher, compiled)
+    # A grid of no programs: arguments are read, and nothing is launched.
+    run(0, 0, tuple(map(_stand_in, types)))
+    return DirectLaunch(run, driver.active.get_current_stream, encodings)
+
+
+def _runner(launcher: Any, compiled: Any) -> Callable[[int, int, tuple[Any, ...]], None]:
+    """What the launcher does in every launch where the kernel needs no scratch memory and nobody watches."""
+    scratch_sizes = [getattr(launcher, f"{kind}_scratch_size", None) for kind in ("global", "profile")]
+    if any(scratch_sizes):
+        raise RuntimeError(f"the code needs {scratch_sizes} bytes of scratch memory")
+    launch = launcher.launch
+    scratch = (None,) * (2 - scratch_sizes.count(None))
+    options = (compiled.function, launcher.launch_cooperative_grid, launcher.launch_pdl)
+    described = (compiled.packed_metadata, None, None, None)
+    if hasattr(launcher, "arg_annotations"):  # since Triton 3.7
+        fixed = (*options, *described, *scratch, launcher.arg_annotations, launcher.kernel_signature)
+        return lambda programs, stream, arguments: launch(programs, 1, 1, stream, *fixed, arguments)
+    fixed = (*options, *scratch, *described)
+    return lambda programs, stream, arguments: launch(programs, 1, 1, stream, *fixed, *arguments)
+
+
+def _stand_in(kind: str) -> Any:
+    """An argument of this type."""
+    if kind == "nvTmaDesc":
+        from triton.backends.nvidia.driver import PyCUtensorMap
+
+        return PyCUtensorMap()
+    return 0.0 if kind == "fp32" else 0
 
 
 def _expanded(signature: Any) -> Iterator[str]:
@@ -147,11 +176,14 @@ def _expanded(signature: Any) -> Iterator[str]:
 def _require_parameters(ptx: str, types: tuple[str, ...]) -> None:
     """Raise unless the compiled code's parameters are those that arguments of these types fill."""
     given = [_POINTER if kind[0] == "*" else _BYTES[kind] for kind in types if kind != "constexpr"]
-    entry = ptx[ptx.index(".entry") :]
-    found = [
-        int(count) if count else int(bits) // 8
-        for bits, count in _PARAMETER.findall(entry[: entry.index(")")])
-    ]
+    found = parameter_sizes(ptx)
     scratch = found[len(given) :]
     if found[: len(given)] != given or len(scratch) > _SCRATCH_POINTERS or set(scratch) - {_POINTER}:
         raise RuntimeError(f"the code has parameters of {found} bytes, got arguments of {given}")
+
+
+def parameter_sizes(ptx: str) -> list[int]:
+    """Bytes of each parameter of a kernel's code, Triton's scratch memory last."""
+    entry = ptx[ptx.index(".entry") :]
+    found = _PARAMETER.findall(entry[: entry.index(")")])
+    return [int(count) if count else int(bits) // 8 for bits, count in found]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from toprovar_compiler.kernels.direct_launch import Attended, Launched
+from toprovar_compiler.kernels.direct_launch import LOG2_E, Attended, Launched
 from toprovar_compiler.kernels.hopper_plans import PLANS, ROWS, Plan, blocks, choose
 
 _HOPPER = (9, 0)
@@ -27,7 +27,6 @@ _LARGEST_STRIDE = 1 << 40  # bytes
 _BIAS_DTYPES = (torch.bool, torch.bfloat16, torch.float16, torch.float32)
 _LARGEST_BIAS_STRIDE = 1 << 31  # elements
 _MOST_DESCRIPTORS = 4096
-_LOG2_E = math.log2(math.e)
 
 
 class Program(NamedTuple):
@@ -220,7 +219,7 @@ def launch(
     spread = spread.view(torch.uint8) if spread.dtype == torch.bool else spread
     programs = of_a_head * splits * batch * heads
     descriptors = tuple(descriptor(x, rows) for x, rows in ((q, ROWS), (k, plan.keys), (v, plan.keys)))
-    numbers: tuple[Any, ...] = (*strides, heads, heads // k.shape[1], queries, keys, of_a_head, splits, scale * _LOG2_E)
+    numbers: tuple[Any, ...] = (*strides, heads, heads // k.shape[1], queries, keys, of_a_head, splits, scale * LOG2_E)
     scale_at = len(numbers) - 1
     numbers += (
         math.log(keys), size, plan.keys, plan.stages, plan.warpgroups, plan.registers, q.dtype == torch.float16,

@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton import knobs
 
 from toprovar_compiler.kernels.checks import refuse_gradients
-from toprovar_compiler.kernels.direct_launch import Attended, Operand, direct, encoded, watched
+from toprovar_compiler.kernels.direct_launch import LOG2_E, Attended, Operand, direct, encoded, watched
 from toprovar_compiler.kernels.split_keys import make_parts
 
-LOG2_E = math.log2(math.e)
 _MOST_KINDS = 2048
 ALIGNMENT = 16  # bytes, to which Triton's programs are specialised
 
@@ -73,44 +73,42 @@ def repeat(done: Attended, q: Tensor, out: Tensor, entropy: Tensor) -> Again | N
     join = direct(done.join.compiled) if done.join is not None else None
     if attend is None or (join is None and done.join is not None):
         return None
-    run, function, metadata, encodings, current_stream = attend
+    run, current_stream, encodings = attend
     programs, numbers = done.attend.programs, done.attend.numbers
     before, after = numbers[: done.scale_at], numbers[done.scale_at + 1 :]
     operands = tuple(map(Operand, done.descriptors, encodings))
     usual_scale = 1.0 / math.sqrt(q.shape[3]) * LOG2_E
     index, shape, stride = q.get_device(), out.shape, out.stride()
-    rows, row_stride = entropy.shape, entropy.stride()
+    rows, row_stride, value_size = entropy.shape, entropy.stride(), out.shape[3]
 
     def again(
         q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
     ) -> tuple[Tensor, Tensor] | None:
         if torch.is_grad_enabled():
             refuse_gradients(q, k, v, bias)
-        if (scale is not None and not 0.0 <= scale < math.inf) or watched():
+        if (scale is not None and not 0.0 <= scale < math.inf) or watched(knobs.runtime):
             return None
         out = q.new_empty_strided(shape, stride)
         entropy = q.new_empty_strided(rows, row_stride, dtype=torch.float32)
-        parts = make_parts(done.splits, entropy, shape[3])
-        out_at, entropy_at, part_at, statistics_at = (
-            out.data_ptr(), entropy.data_ptr(), parts.outputs.data_ptr(), parts.statistics.data_ptr()
-        )  # fmt: skip
+        out_at = out.data_ptr()
+        part_at = statistics_at = entropy_at = entropy.data_ptr()
+        if join is not None:
+            parts = make_parts(done.splits, entropy, value_size)
+            part_at, statistics_at = parts.outputs.data_ptr(), parts.statistics.data_ptr()
         if (out_at | entropy_at | part_at | statistics_at) % ALIGNMENT != 0:
             return None
-        addresses: tuple[Any, ...] = (q.data_ptr(), k.data_ptr(), v.data_ptr())
+        inputs: tuple[Any, ...] = (q.data_ptr(), k.data_ptr(), v.data_ptr())
         if operands:
-            of_q, of_k, of_v = map(encoded, operands, addresses)
-            addresses = (*of_q, *of_k, *of_v)
+            of_q, of_k, of_v = map(encoded, operands, inputs)
+            inputs = (*of_q, *of_k, *of_v)
+        bias_at = entropy_at if bias is None else bias.data_ptr()
+        factor = usual_scale if scale is None else scale * LOG2_E
         stream = current_stream(index)
-        run(
-            programs, 1, 1, stream, function, metadata, None, None, None,
-            *addresses, entropy_at if bias is None else bias.data_ptr(), out_at, entropy_at, part_at, statistics_at,
-            *before, usual_scale if scale is None else scale * LOG2_E, *after,
-        )  # fmt: skip
+        tensors = (*inputs, bias_at, out_at, entropy_at, part_at, statistics_at)
+        run(programs, stream, (*tensors, *before, factor, *after))
         if join is not None and done.join is not None:
-            join.run(
-                done.join.programs, 1, 1, stream, join.function, join.metadata, None, None, None,
-                part_at, statistics_at, out_at, entropy_at, *done.join.numbers,
-            )  # fmt: skip
+            of_join = (part_at, statistics_at, out_at, entropy_at, *done.join.numbers)
+            join.run(done.join.programs, stream, of_join)
         return out, entropy
 
     return again

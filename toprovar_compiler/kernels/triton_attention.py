@@ -11,9 +11,9 @@ from torch import Tensor
 from toprovar_compiler.kernels import triton_kernels as kernels
 from toprovar_compiler.kernels.checks import check_attention
 from toprovar_compiler.kernels.cpu_attention import attention_entropy_cpu
-from toprovar_compiler.kernels.direct_launch import Attended, Launched
+from toprovar_compiler.kernels.direct_launch import LOG2_E, Attended, Launched
 from toprovar_compiler.kernels.hopper_attention import attend_on_hopper
-from toprovar_compiler.kernels.repeats import LOG2_E, kind_of, repeat
+from toprovar_compiler.kernels.repeats import kind_of, repeat
 from toprovar_compiler.kernels.split_keys import join, make_parts, padded
 
 # Below this many programs a GPU of the H100's size stands half empty, and the keys are split.
