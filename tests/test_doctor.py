@@ -73,14 +73,18 @@ def test_which_attention_a_gpu_gets(
     facts = {"gpus": [{"name": "G", "capability": "9.0", "memory_gib": 1.0}], "triton": "3.6.0"}
     monkeypatch.setattr(doctor, "environment", lambda: facts)
     monkeypatch.setattr(doctor, "hopper_unavailable", lambda device: why_not)
+    monkeypatch.setattr(doctor, "direct_unavailable", lambda: None)
     gpu = examine().plans[1]
     assert (gpu.device, gpu.attention, gpu.why_not) == ("cuda:0", attention, None)
+    monkeypatch.setattr(doctor, "direct_unavailable", lambda: "why")
+    assert examine().plans[1].attention == f"{attention}, launched by Triton each time (why)"
 
 
 def test_probe_tries_the_hopper_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = {"gpus": [{"name": "G", "capability": "9.0", "memory_gib": 1.0}], "triton": "3.6.0"}
     monkeypatch.setattr(doctor, "environment", lambda: facts)
     monkeypatch.setattr(doctor, "hopper_unavailable", lambda device: None)
+    monkeypatch.setattr(doctor, "direct_unavailable", lambda: None)
     monkeypatch.setattr(doctor, "hopper_shortfall", lambda device, size, dtype: "no" if size == 128 else None)
     monkeypatch.setattr(torch, "compile", lambda function: function)
     monkeypatch.setattr(doctor, "native", lambda: Native(object(), 16, True, None))

@@ -15,6 +15,7 @@ from torch import Tensor
 from toprovar_compiler.environment import environment
 from toprovar_compiler.errors import KernelUnavailableError
 from toprovar_compiler.kernels.cpu_native import Native, native
+from toprovar_compiler.kernels.direct_launch import direct_unavailable
 from toprovar_compiler.kernels.hopper_attention import hopper_shortfall, hopper_unavailable
 from toprovar_compiler.kernels.hopper_plans import PLANS
 
@@ -200,12 +201,16 @@ def _gpu_plans(probe: bool) -> list[Plan]:
 
 
 def _gpu_attention(device: torch.device, probe: bool) -> str:
-    """Which kernels serve; why the Hopper one does not, if so."""
+    """Which kernels serve; why the Hopper one does not, and why launches cost more than they need, if so."""
     why_not = hopper_unavailable(device)
     if probe and why_not is None:
         tried = (hopper_shortfall(device, size, torch.bfloat16) for size in PLANS)
         why_not = next(filter(None, tried), None)
-    return "Hopper kernel, Triton for the rest" if why_not is None else f"Triton kernel (Hopper's: {why_not})"
+    serving = (
+        "Hopper kernel, Triton for the rest" if why_not is None else f"Triton kernel (Hopper's: {why_not})"
+    )
+    slow = direct_unavailable()
+    return serving if slow is None else f"{serving}, launched by Triton each time ({slow})"
 
 
 def _probe() -> Finding:

@@ -238,21 +238,23 @@ def test_a_trial_runs_the_plan_on_the_fewest_rows(size: int, monkeypatch: pytest
 def test_a_failed_trial_leaves_the_call_to_the_portable_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = operands(16, 256, 521, 64)
     launches: list[object] = []
-    monkeypatch.setattr(hopper_attention, "launch", lambda *arguments: launches.append(arguments))
+    monkeypatch.setattr(hopper_attention, "launch", lambda *arguments: launches.append(arguments) or launches)
     out, entropy = torch.empty_like(q), torch.empty(q.shape[:3])
-    assert attend_on_hopper(q, k, v, None, out, entropy, 0.125)
+    assert attend_on_hopper(q, k, v, None, out, entropy, 0.125) is launches
     monkeypatch.setattr(hopper_attention, "trial", lambda *_: "it did not compile")
-    assert not attend_on_hopper(q, k, v, None, out, entropy, 0.125)
+    assert attend_on_hopper(q, k, v, None, out, entropy, 0.125) is None
     assert len(launches) == 1
 
 
 def test_descriptors_are_made_once_and_keep_no_memory() -> None:
     pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
     x = torch.zeros(1, 300, 4, 64, dtype=torch.bfloat16).transpose(1, 2)
-    made = descriptor(x, 64)
-    assert descriptor(x.clone().copy_(x).set_(x), 64) is made
-    assert descriptor(x, 128) is not made
-    assert descriptor(x[:, :, 8:], 64) is not made
+    at = x.data_ptr()
+    made = descriptor(x, 64)(at)
+    assert descriptor(x.clone().copy_(x).set_(x), 64)(at) is made
+    assert descriptor(x, 128)(at) is not made
+    assert descriptor(x, 64)(at + 4096) is not made
+    assert descriptor(x[:, :, 8:], 64)(at) is not made
     assert made.shape == [1, 4, 300, 64]
     assert made.strides == [64, 64, 256, 1]
     assert made.base.data_ptr() == x.data_ptr()
@@ -266,4 +268,4 @@ def test_cpu_calls_do_not_warn() -> None:
     q, k, v = operands(16, 256, 521, 64)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not attend_on_hopper(q, k, v, None, torch.empty_like(q), torch.empty(q.shape[:3]), 0.125)
+        assert attend_on_hopper(q, k, v, None, torch.empty_like(q), torch.empty(q.shape[:3]), 0.125) is None

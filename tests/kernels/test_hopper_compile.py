@@ -41,6 +41,7 @@ def compile_offline(plan: Plan, size: int, dtype: str, split: bool, bias: str | 
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon._runtime import GluonASTSource
 
+    from toprovar_compiler.kernels import direct_launch
     from toprovar_compiler.kernels.hopper_kernels import attention_entropy_hopper
 
     plan = Plan(*plan)
@@ -71,6 +72,7 @@ def compile_offline(plan: Plan, size: int, dtype: str, split: bool, bias: str | 
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     ptx, machine_code = made.asm["ptx"], disassemble(tools, made.asm["cubin"])
+    direct_launch._require_parameters(ptx, tuple(direct_launch._expanded(signature.values())))
     print(
         json.dumps(
             {

@@ -71,7 +71,7 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale:
     if scale is not None and not math.isfinite(scale):
         raise KernelInputError(f"{_OP} requires a finite scale, got {scale}; pass None for 1/sqrt(D)")
     if torch.is_grad_enabled():
-        _refuse_gradients(q, k, v, bias)
+        refuse_gradients(q, k, v, bias)
 
 
 def check_gate(entropy: Tensor, keep: int) -> None:
@@ -131,7 +131,8 @@ def _check_bias(q: Tensor, bias: Tensor, full: tuple[int, int, int, int]) -> Non
         )
 
 
-def _refuse_gradients(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> None:
+def refuse_gradients(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> None:
+    """Raise GradientNotSupportedError if an input requires grad; for calls under grad mode."""
     if q.requires_grad or k.requires_grad or v.requires_grad or (bias is not None and bias.requires_grad):
         raise GradientNotSupportedError(
             f"{_OP} requires inputs without gradients, got one with requires_grad=True under grad mode; "

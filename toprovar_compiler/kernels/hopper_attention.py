@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from functools import cache, lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache, partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from toprovar_compiler.kernels.direct_launch import LOG2_E, Attended, Launched
 from toprovar_compiler.kernels.hopper_plans import PLANS, ROWS, Plan, blocks, choose
 
 _HOPPER = (9, 0)
@@ -25,7 +27,6 @@ _LARGEST_STRIDE = 1 << 40  # bytes
 _BIAS_DTYPES = (torch.bool, torch.bfloat16, torch.float16, torch.float32)
 _LARGEST_BIAS_STRIDE = 1 << 31  # elements
 _MOST_DESCRIPTORS = 4096
-_LOG2_E = math.log2(math.e)
 
 
 class Program(NamedTuple):
@@ -77,8 +78,8 @@ def hopper_shortfall(device: torch.device, size: int, dtype: torch.dtype) -> str
 
 def attend_on_hopper(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, out: Tensor, entropy: Tensor, scale: float
-) -> bool:
-    """Fill out and entropy and return True, or return False where the portable kernel is to do it.
+) -> Attended | None:
+    """Fill out and entropy and return what was launched, or None where the portable kernel is to do it.
 
     q `[B, H, Nq, D]`, k and v `[B, Hkv, Nk, D]`, bias bool or floating, broadcastable to `[B, H, Nq, Nk]`, out
     the transpose of a contiguous `[B, Nq, H, D]`, entropy `[B, H, Nq]` float32; none is empty, the scale is not
@@ -86,13 +87,12 @@ def attend_on_hopper(
     """
     chosen = choose_plan(q, k, v, bias)
     if chosen is None:
-        return False
+        return None
     plan, splits = chosen
     program = Program(plan, q.shape[3], q.dtype, splits > 1, bias=None if bias is None else bias.dtype)
     if trial(q.device.index, program) is not None:
-        return False
-    launch(plan, splits, q, k, v, bias, out, entropy, scale)
-    return True
+        return None
+    return launch(plan, splits, q, k, v, bias, out, entropy, scale)
 
 
 @cache
@@ -204,7 +204,7 @@ def launch(
     entropy: Tensor,
     scale: float,
     with_entropy: bool = True,
-) -> None:
+) -> Attended:
     """Run a plan on operands as :func:`attend_on_hopper` has them, with `splits * plan.keys` keys or more.
 
     Without entropy, which serves to measure what it costs, `entropy` is left alone if there is one part.
@@ -217,33 +217,41 @@ def launch(
     spread = entropy if bias is None else _spread(bias, q, k)
     strides = (0, 0, 0) if bias is None else _bias_strides(spread)
     spread = spread.view(torch.uint8) if spread.dtype == torch.bool else spread
-    _kernels().attention_entropy_hopper[(of_a_head * splits * batch * heads,)](
-        descriptor(q, ROWS), descriptor(k, plan.keys), descriptor(v, plan.keys), spread, out, entropy, *parts,
-        *strides, heads, heads // k.shape[1], queries, keys, of_a_head, splits, scale * _LOG2_E, math.log(keys),
-        size, plan.keys, plan.stages, plan.warpgroups, plan.registers, q.dtype == torch.float16,
+    programs = of_a_head * splits * batch * heads
+    descriptors = tuple(descriptor(x, rows) for x, rows in ((q, ROWS), (k, plan.keys), (v, plan.keys)))
+    numbers: tuple[Any, ...] = (*strides, heads, heads // k.shape[1], queries, keys, of_a_head, splits, scale * LOG2_E)
+    scale_at = len(numbers) - 1
+    numbers += (
+        math.log(keys), size, plan.keys, plan.stages, plan.warpgroups, plan.registers, q.dtype == torch.float16,
         splits > 1, with_entropy, bias is not None,
-        num_warps=4, maxnreg=plan.launch_registers,
     )  # fmt: skip
-    if splits > 1:
-        join(parts, splits, out, entropy, keys)
+    compiled = _kernels().attention_entropy_hopper[(programs,)](
+        *(describe(x.data_ptr()) for describe, x in zip(descriptors, (q, k, v), strict=True)),
+        spread, out, entropy, *parts, *numbers, num_warps=4, maxnreg=plan.launch_registers,
+    )  # fmt: skip
+    joined = join(parts, splits, out, entropy, keys) if splits > 1 else None
+    return Attended(Launched(compiled, programs, numbers), scale_at, splits, joined, descriptors)
 
 
-def descriptor(x: Tensor, rows: int) -> Any:
-    """The TMA descriptor of tiles `[1, 1, rows, D]` of `x` `[B, H, N, D]`, from the cache where it is known.
+def descriptor(x: Tensor, rows: int) -> Callable[[int], Any]:
+    """The TMA descriptor of tiles `[1, 1, rows, D]` of tensors like `x` `[B, H, N, D]`, for an address.
 
-    Making one costs more than launching a kernel, and a model's tensors return to the same addresses.
+    Making one costs more than launching a kernel, and a model's tensors return to the same addresses: known ones
+    come from a cache.
     """
-    return _descriptor(_Memory(x.data_ptr(), x.dtype), x.shape, x.stride(), rows)
+    return partial(_descriptor, x.dtype, x.shape, x.stride(), rows)
 
 
 @lru_cache(_MOST_DESCRIPTORS)
-def _descriptor(memory: _Memory, shape: torch.Size, stride: tuple[int, ...], rows: int) -> Any:
+def _descriptor(
+    dtype: torch.dtype, shape: torch.Size, stride: tuple[int, ...], rows: int, address: int
+) -> Any:
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     # A dimension of length 1 may have any stride; the descriptor wants an aligned one.
     strides = [shape[3] if n == 1 else step for n, step in zip(shape[:3], stride[:3], strict=True)]
     block = [1, 1, rows, shape[3]]
-    return TensorDescriptor(memory, list(shape), [*strides, 1], block, _tile_layout(rows, shape[3]))
+    return TensorDescriptor(_Memory(address, dtype), list(shape), [*strides, 1], block, _tile_layout(rows, shape[3]))
 
 
 @cache

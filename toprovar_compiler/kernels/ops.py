@@ -97,7 +97,6 @@ def _attention_native(
 def _attention_triton(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
 ) -> tuple[Tensor, Tensor]:
-    check_attention(q, k, v, bias, scale)
     return _triton()(q, k, v, bias, scale)
 
 

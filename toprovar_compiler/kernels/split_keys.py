@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from toprovar_compiler.kernels import triton_kernels as kernels
+from toprovar_compiler.kernels.direct_launch import Launched
 
 JOIN_ROWS = 16
 _SMALLEST_DOT = 16
@@ -29,14 +30,13 @@ def make_parts(splits: int, entropy: Tensor, value_size: int) -> Parts:
     return Parts(entropy.new_empty((*shape, value_size)), entropy.new_empty((*shape, 3)))
 
 
-def join(parts: Parts, splits: int, out: Tensor, entropy: Tensor, keys: int) -> None:
+def join(parts: Parts, splits: int, out: Tensor, entropy: Tensor, keys: int) -> Launched:
     """Fill out `[B, H, Nq, Dv]` and entropy `[B, H, Nq]`, in the order of the parts: the same bits each time."""
     batch, heads, queries, value_size = out.shape
     programs = math.ceil(queries / JOIN_ROWS) * batch * heads
-    kernels.join_splits[(programs,)](
-        *parts, out, entropy, *out.stride(), heads, queries, keys, splits,
-        value_size, padded(value_size), JOIN_ROWS,
-    )  # fmt: skip
+    numbers = (*out.stride(), heads, queries, keys, splits, value_size, padded(value_size), JOIN_ROWS)
+    compiled = kernels.join_splits[(programs,)](*parts, out, entropy, *numbers)
+    return Launched(compiled, programs, numbers)
 
 
 def padded(size: int) -> int:

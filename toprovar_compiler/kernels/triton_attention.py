@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from toprovar_compiler.kernels import triton_kernels as kernels
+from toprovar_compiler.kernels.checks import check_attention
 from toprovar_compiler.kernels.cpu_attention import attention_entropy_cpu
+from toprovar_compiler.kernels.direct_launch import LOG2_E, Attended, Launched
 from toprovar_compiler.kernels.hopper_attention import attend_on_hopper
+from toprovar_compiler.kernels.repeats import kind_of, repeat
 from toprovar_compiler.kernels.split_keys import join, make_parts, padded
 
 # Below this many programs a GPU of the H100's size stands half empty, and the keys are split.
@@ -76,15 +79,24 @@ def attention_entropy_triton(
     broadcastable to `[B, H, Nq, Nk]`. Returns out `[B, H, Nq, Dv]`, the transpose of a contiguous
     `[B, Nq, H, Dv]`, in q's dtype, and entropy `[B, H, Nq]` in float32. float64, which only checks ask
     for, runs as torch operations on tiles. `tiles` and `splits` (parts of the keys) are chosen from the
-    shape if not given. Raises nothing; callers check the arguments
-    (:func:`toprovar_compiler.kernels.checks.check_attention`).
+    shape if not given. Calls of a kind that was seen before take a short way (:mod:`.repeats`).
+
+    Raises:
+        KernelInputError, GradientNotSupportedError: see :func:`toprovar_compiler.kernels.checks.check_attention`.
     """
-    if q.dtype == torch.float64:
-        return attention_entropy_cpu(q, k, v, bias, scale)
-    if q.is_cuda and q.device.index != torch.cuda.current_device():
+    if q.is_cuda and q.get_device() != torch.cuda.current_device():
         # Triton launches on the current device, whatever device its arguments are on.
         with torch.cuda.device(q.device):
             return attention_entropy_triton(q, k, v, bias, scale, tiles, splits)
+    kind = kind_of(q, k, v, bias, tiles, splits)
+    done = None if kind.again is None else kind.again(q, k, v, bias, scale)
+    if done is not None:
+        return done
+    check_attention(q, k, v, bias, scale)
+    if scale is not None and scale < 0:
+        return attention_entropy_triton(q.neg(), k, v, bias, -scale, tiles, splits)
+    if q.dtype == torch.float64:
+        return attention_entropy_cpu(q, k, v, bias, scale)
     batch, heads, queries, head_size = q.shape
     keys, value_size = k.shape[2], v.shape[3]
     out = q.new_empty((batch, queries, heads, value_size)).transpose(1, 2)
@@ -92,10 +104,29 @@ def attention_entropy_triton(
     if entropy.numel() == 0 or keys == 0:
         return out.zero_(), entropy.zero_()
     factor = 1.0 / math.sqrt(head_size) if scale is None else scale
-    if factor < 0:
-        q, factor = q.neg(), -factor
-    if tiles is None and splits is None and attend_on_hopper(q, k, v, bias, out, entropy, factor):
-        return out, entropy
+    attended = None
+    if tiles is None and splits is None:
+        attended = attend_on_hopper(q, k, v, bias, out, entropy, factor)
+    if attended is None:
+        attended = _attend(q, k, v, bias, out, entropy, factor, tiles, splits)
+    kind.again = repeat(attended, q, out, entropy)
+    return out, entropy
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    entropy: Tensor,
+    scale: float,
+    tiles: Tiles | None,
+    splits: int | None,
+) -> Attended:
+    """Fill out and entropy by the portable kernel; the scale is not negative."""
+    batch, heads, queries, head_size = q.shape
+    keys, value_size = k.shape[2], v.shape[3]
     block_d, block_dv = padded(head_size), padded(value_size)
     if tiles is None:
         tiles = choose_tiles(max(block_d, block_dv), queries, q.dtype)
@@ -104,17 +135,16 @@ def attention_entropy_triton(
         splits = choose_splits(blocks, math.ceil(keys / tiles.keys))
     parts = make_parts(splits, entropy, value_size)
     mask, mask_strides, mask_kind = _bias(bias, q, keys)
-    kernels.attention_entropy[(blocks * splits,)](
-        q, k, v, mask, out, entropy, *parts,
-        *q.stride(), *k.stride(), *v.stride(), *out.stride(), *mask_strides,
-        heads, heads // k.shape[1], queries, keys, splits, factor * kernels.LOG2_E.value,
-        head_size, value_size, block_d, block_dv, tiles.queries, tiles.keys, splits > 1, mask_kind,
-        "ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=tiles.warps, num_stages=tiles.stages,
-    )  # fmt: skip
-    if splits > 1:
-        join(parts, splits, out, entropy, keys)
-    return out, entropy
+    numbers: tuple[Any, ...] = (*q.stride(), *k.stride(), *v.stride(), *out.stride(), *mask_strides)
+    numbers += (heads, heads // k.shape[1], queries, keys, splits, scale * LOG2_E)
+    scale_at = len(numbers) - 1
+    numbers += (head_size, value_size, block_d, block_dv, tiles.queries, tiles.keys, splits > 1, mask_kind)
+    numbers += ("ieee" if q.dtype == torch.float32 else "tf32",)
+    compiled = kernels.attention_entropy[(blocks * splits,)](
+        q, k, v, mask, out, entropy, *parts, *numbers, num_warps=tiles.warps, num_stages=tiles.stages
+    )
+    joined = join(parts, splits, out, entropy, keys) if splits > 1 else None
+    return Attended(Launched(compiled, blocks * splits, numbers), scale_at, splits, joined)
 
 
 def _bias(bias: Tensor | None, q: Tensor, keys: int) -> tuple[Tensor, tuple[int, ...], Any]:
