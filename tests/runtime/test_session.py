@@ -174,3 +174,21 @@ def test_the_first_reason_is_a_warning_and_every_one_is_counted() -> None:
         session.note("too odd")
         session.note("too even")
     assert session.counters.fallbacks == {"too odd": 2, "too even": 1}
+
+
+def test_scales_of_a_model_without_a_cache_are_told_by_their_growth() -> None:
+    driver = Driver(policy="dense", schedule=SCHEDULE)
+    steps = []
+    for tokens in SCHEDULE * 2:
+        driver.empty_cache()
+        steps.append(driver.scale(tokens)[-1].scale)
+    assert steps == [0, 1, 2] * 2
+    assert driver.session.counters.generations == 2
+
+
+def test_a_first_scale_of_prompt_words_may_be_larger_than_the_second() -> None:
+    driver = Driver(policy="dense")
+    for _ in range(2):
+        steps = driver.generate((20, 4, 9))
+        assert [step.scale for step in steps[::3]] == [0, 1, 2]
+    assert driver.session.counters.generations == 2
