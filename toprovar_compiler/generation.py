@@ -51,6 +51,14 @@ class Generation:
         before, cached_before = self.lengths[layer_key]
         return cached < cached_before or (cached == cached_before and tokens <= before)
 
+    def guided_rows(self, rows: int) -> int:
+        """How many of ``rows`` belong to one sample: fewer from the scale on at which guidance ends."""
+        known = self.rows_per_sample or 1
+        samples = self.rows // known
+        if known > 1 and samples and rows < self.rows and not rows % samples:
+            self.rows_per_sample = rows // samples
+        return self.rows_per_sample or 1
+
     def next_scale(self) -> None:
         self.scale += 1
         self.prefix += self.tokens

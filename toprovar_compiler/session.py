@@ -59,7 +59,7 @@ class Session:
             if self.can_exit and self.policy.exits_before(current.scale):
                 self.fall_back(_RAN_ALL_THE_SAME)
         layer = current.layers.setdefault(layer_key, len(current.layers))
-        per_sample = 1 if current.halving else current.rows_per_sample or 1
+        per_sample = 1 if current.halving else current.guided_rows(rows)
         current.lengths[layer_key] = (tokens, keys - tokens)
         current.tokens, current.rows = tokens, 2 * rows if current.halving else rows
         if rows % per_sample:

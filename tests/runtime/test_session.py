@@ -192,3 +192,15 @@ def test_a_first_scale_of_prompt_words_may_be_larger_than_the_second() -> None:
         steps = driver.generate((20, 4, 9))
         assert [step.scale for step in steps[::3]] == [0, 1, 2]
     assert driver.session.counters.generations == 2
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_guidance_may_end_before_the_last_scale(samples: int) -> None:
+    driver = Driver(policy="dense")
+    for _ in range(2):
+        driver.empty_cache()
+        for tokens, rows in ((1, 2 * samples), (4, 2 * samples), (9, samples)):
+            step = driver.scale(tokens, rows=rows)[-1]
+            assert step.samples == (samples if tokens > 1 else rows)
+            driver.session.see_codes(codes(samples, tokens))
+        assert step.rows_per_sample == 1
