@@ -33,13 +33,37 @@ def find_blocks(model: nn.Module, path: str | None = None) -> list[nn.Module]:
 
 
 def _repeated(module: nn.Module) -> list[nn.Module]:
+    blocks = _out_of_chunks(_like_children(module))
+    if len(blocks) < _FEWEST_BLOCKS:
+        return []
+    return blocks if all(_has_projections(block) for block in blocks) else []
+
+
+def _like_children(module: nn.Module) -> list[nn.Module]:
+    """The children of a list if they are all of one type, else none."""
     if not isinstance(module, (nn.ModuleList, nn.Sequential)):
         return []
     children = list(module.children())
-    like = [child for child in children if type(child) is type(children[0])]
-    if len(like) < _FEWEST_BLOCKS or len(like) < len(children):
+    return children if len({type(child) for child in children}) == 1 else []
+
+
+def _out_of_chunks(modules: list[nn.Module]) -> list[nn.Module]:
+    """The blocks of all chunks where each module is a chunk: it holds one list of like blocks, and no more.
+
+    A model may call the blocks of its chunks itself (Infinity does), and the chunks never.
+    """
+    inner = [_chunked(module) for module in modules]
+    if not all(inner) or len({type(block) for blocks in inner for block in blocks}) != 1:
+        return modules
+    return _out_of_chunks([block for blocks in inner for block in blocks])
+
+
+def _chunked(module: nn.Module) -> list[nn.Module]:
+    (only, *others) = [*module.children(), None]
+    if only is None or others != [None] or next(module.parameters(recurse=False), None) is not None:
         return []
-    return like if all(_has_projections(block) for block in like) else []
+    blocks = _like_children(only)
+    return blocks if all(_has_projections(block) for block in blocks) else []
 
 
 def _has_projections(block: nn.Module) -> bool:

@@ -45,7 +45,8 @@ def capture(gm: fx.GraphModule) -> fx.GraphModule:
                 gm, fakes, trace_joint=False, pre_dispatch=True, decompositions={}
             )
     except Exception as error:
-        first_line = (str(error).splitlines() or [""])[0]
+        # A graph's inputs would make of one reason as many as there are graphs.
+        first_line = (str(error).splitlines() or [""])[0].partition(", placeholders=")[0]
         raise UnsupportedGraphError(f"not exportable: {type(error).__name__}: {first_line}") from error
     if signature.user_inputs_to_mutate or signature.buffers_to_mutate:
         raise UnsupportedGraphError("mutates its inputs")

@@ -31,12 +31,33 @@ class Generation:
         self.sees_codes = False
         self.codes_of: int | None = None
         self.layers: dict[int, int] = {}
+        self.lengths: dict[int, tuple[int, int]] = {}
+        """Tokens, and keys of earlier scales, that each layer had when it was called last, by its key."""
         self.layers_done: set[int | None] = set()
         self.kept: dict[int, list[tuple[int, Tensor | None]]] = {}
         self.exit_mask: Tensor | None = None
         self._left_over: Tensor | None = None
         self.device: torch.device | None = None
         self.flops_of: dict[int, FlopsOf] = {}
+
+    def starts_anew(self, layer_key: int, tokens: int, cached: int) -> bool:
+        """Whether a layer's call with ``cached`` keys of earlier scales belongs to the next generation.
+
+        A cache only grows within a generation. Without one (a model whose scales do not see each other) the
+        scales themselves grow. A prompt may make the first scale larger than the second.
+        """
+        if layer_key not in self.lengths:
+            return cached == 0 and any(earlier for _, earlier in self.lengths.values())
+        before, cached_before = self.lengths[layer_key]
+        return cached < cached_before or (cached == cached_before and tokens <= before)
+
+    def guided_rows(self, rows: int) -> int:
+        """How many of ``rows`` belong to one sample: fewer from the scale on at which guidance ends."""
+        known = self.rows_per_sample or 1
+        samples = self.rows // known
+        if known > 1 and samples and rows < self.rows and not rows % samples:
+            self.rows_per_sample = rows // samples
+        return self.rows_per_sample or 1
 
     def next_scale(self) -> None:
         self.scale += 1

@@ -32,7 +32,7 @@ class Session:
     """Follows the generations of one model.
 
     A layer is known by the identity of its attention's weight, a scale by the layers being called again;
-    a generation starts when a layer is called again with an empty cache, or with fewer tokens.
+    when a generation starts, :meth:`Generation.starts_anew` tells.
     One thread at a time may run a session.
     """
 
@@ -51,7 +51,7 @@ class Session:
         """A block is called with ``tokens`` queries over ``keys`` keys; says which step that is."""
         current = self.generation
         again = current is not None and current.layers.get(layer_key) in current.layers_done
-        if current is None or (keys == tokens and (again or current.scale > 0)) or tokens < current.tokens:
+        if current is None or current.starts_anew(layer_key, tokens, keys - tokens):
             current = self._start_generation()
         elif again:
             self._end_scale(current)
@@ -59,7 +59,8 @@ class Session:
             if self.can_exit and self.policy.exits_before(current.scale):
                 self.fall_back(_RAN_ALL_THE_SAME)
         layer = current.layers.setdefault(layer_key, len(current.layers))
-        per_sample = 1 if current.halving else current.rows_per_sample or 1
+        per_sample = 1 if current.halving else current.guided_rows(rows)
+        current.lengths[layer_key] = (tokens, keys - tokens)
         current.tokens, current.rows = tokens, 2 * rows if current.halving else rows
         if rows % per_sample:
             raise OptionError(
@@ -77,7 +78,8 @@ class Session:
                 return Dense()
             if self.policy.exits_scales and self.generation is not None and not self.generation.sees_codes:
                 self.fall_back(
-                    "residual codes were not found: pruned tokens bypass the scale, codes are not zeroed"
+                    "residual codes were not found: pruned tokens bypass the scale, codes are not zeroed (if "
+                    "the tokenizer is no part of the model, let it hold it: model.tokenizer = (tokenizer,))"
                 )
             return decision
         if decision.fallback is not None:

@@ -149,9 +149,9 @@ REFUSED: dict[str, tuple[Block, str]] = {
     ),
     "first token": (Block(after=lambda x, g: x + x[:, :1]), "slice.* takes a part of this dimension"),
     "random": (Block(after=lambda x, g: F.dropout(x, 0.5, True)), "dropout.* draws random numbers"),
-    "tokens in the batch": (
-        Block(before=lambda x, g: F.linear(x.flatten(0, 1), g["w"]).view(x.shape)),
-        "view.* merges or splits this dimension",
+    "tokens in the channels": (
+        Block(before=lambda x, g: x.mT.flatten(1).relu().view(x.mT.shape).mT),
+        "(view|reshape|clone).* merges or splits this dimension",
     ),
     "tokens against tokens": (
         Block(before=lambda x, g: (x @ x.mT).tanh() @ x),

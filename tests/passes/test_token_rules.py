@@ -55,6 +55,10 @@ CASES = {
     "cat by default": Case(lambda x: torch.cat([x, x]), (Refused, 1, 2, 3)),
     "index select": Case(lambda x: x.index_select(1, torch.tensor([2, 0])), (0, Refused, 2, 3)),
     "repeat interleave": Case(lambda x: x.repeat_interleave(2, 1), (0, Refused, 2, 3)),
+    "complex": Case(lambda x: torch.view_as_complex(x), (0, 1, 2, Refused), (2, 3, 4, 2)),
+    "complex and back": Case(
+        lambda x: torch.view_as_real(torch.view_as_complex(x)), (0, 1, 2, Refused), (2, 3, 4, 2)
+    ),
     # reductions
     "mean": Case(lambda x: x.mean(1), (0, Refused, 1, 2)),
     "mean kept": Case(lambda x: x.mean(1, keepdim=True), (0, Refused, 2, 3)),

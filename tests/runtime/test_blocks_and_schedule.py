@@ -89,3 +89,24 @@ def test_without_schedule_scales_of_256_tokens_and_more_are_due() -> None:
 @pytest.mark.parametrize(("tokens", "grid"), [(1, (1, 1)), (36, (6, 6)), (35, None), (2, None)])
 def test_grids_are_square_or_unknown(tokens: int, grid: tuple[int, int] | None) -> None:
     assert grid_of(tokens) == grid
+
+
+def _chunk(*blocks: nn.Module) -> nn.Module:
+    return _holder(module=nn.ModuleList(blocks))
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (1, 1, 1)], ids=["of two", "of one"])
+def test_blocks_in_chunks_are_found_one_by_one(sizes: tuple[int, ...]) -> None:
+    chunks = [[_block() for _ in range(size)] for size in sizes]
+    model = _holder(block_chunks=nn.ModuleList(_chunk(*blocks) for blocks in chunks))
+    assert find_blocks(model) == [block for blocks in chunks for block in blocks]
+
+
+def test_a_block_that_holds_more_than_a_list_is_no_chunk() -> None:
+    blocks = [_holder(parts=nn.ModuleList([_block(), _block()]), out=nn.Linear(4, 4)) for _ in range(2)]
+    assert find_blocks(_holder(blocks=nn.ModuleList(blocks))) == blocks
+
+
+def test_chunks_of_unlike_blocks_stay_whole() -> None:
+    chunks = [_chunk(_block(), _block()), _chunk(make(ClassVAR).blocks[0])]
+    assert find_blocks(_holder(chunks=nn.ModuleList(chunks))) == chunks

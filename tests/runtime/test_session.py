@@ -174,3 +174,33 @@ def test_the_first_reason_is_a_warning_and_every_one_is_counted() -> None:
         session.note("too odd")
         session.note("too even")
     assert session.counters.fallbacks == {"too odd": 2, "too even": 1}
+
+
+def test_scales_of_a_model_without_a_cache_are_told_by_their_growth() -> None:
+    driver = Driver(policy="dense", schedule=SCHEDULE)
+    steps = []
+    for tokens in SCHEDULE * 2:
+        driver.empty_cache()
+        steps.append(driver.scale(tokens)[-1].scale)
+    assert steps == [0, 1, 2] * 2
+    assert driver.session.counters.generations == 2
+
+
+def test_a_first_scale_of_prompt_words_may_be_larger_than_the_second() -> None:
+    driver = Driver(policy="dense")
+    for _ in range(2):
+        steps = driver.generate((20, 4, 9))
+        assert [step.scale for step in steps[::3]] == [0, 1, 2]
+    assert driver.session.counters.generations == 2
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_guidance_may_end_before_the_last_scale(samples: int) -> None:
+    driver = Driver(policy="dense")
+    for _ in range(2):
+        driver.empty_cache()
+        for tokens, rows in ((1, 2 * samples), (4, 2 * samples), (9, samples)):
+            step = driver.scale(tokens, rows=rows)[-1]
+            assert step.samples == (samples if tokens > 1 else rows)
+            driver.session.see_codes(codes(samples, tokens))
+        assert step.rows_per_sample == 1

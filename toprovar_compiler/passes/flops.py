@@ -10,8 +10,10 @@ from torch import fx
 
 from toprovar_compiler.passes.attention import SDPA, read_attention
 from toprovar_compiler.passes.graph_tools import ancestors, aten, expr_of, value_of
+from toprovar_compiler.passes.packed_tokens import is_varlen
 from toprovar_compiler.passes.prune_tokens import PrunedKeys
 from toprovar_compiler.passes.token_axis import TokenStream, result_path
+from toprovar_compiler.passes.token_rules import argument
 
 KEPT = sympy.Symbol("toprovar_K", integer=True, positive=True)
 
@@ -34,6 +36,10 @@ def node_flops(node: fx.Node) -> sympy.Expr:
         b, h, nq, d = (expr_of(size) for size in value_of(attention.query).shape)
         nk, dv = expr_of(value_of(attention.key).shape[-2]), expr_of(value_of(attention.value).shape[-1])
         return 2 * b * h * nq * nk * (d + dv)
+    if is_varlen(node):
+        query, key, samples = (value_of(argument(node, name)) for name in ("q", "k", "cu_seqlens_k"))
+        each = expr_of(query.shape[0]) / (expr_of(samples.shape[0]) - 1)
+        return 4 * each * expr_of(key.shape[0]) * expr_of(query.shape[1]) * expr_of(query.shape[2])
     if node.target in (aten.linear.default, aten.matmul.default, aten.bmm.default, aten.mm.default):
         contracted = value_of(node.args[0]).shape[-1]
         return 2 * expr_of(contracted) * sympy.prod([expr_of(size) for size in value_of(node).shape])

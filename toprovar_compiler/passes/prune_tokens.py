@@ -23,6 +23,7 @@ from toprovar_compiler.passes.graph_tools import (
     value_of,
 )
 from toprovar_compiler.passes.match_attention import MARK
+from toprovar_compiler.passes.packed_tokens import is_varlen, query_lengths
 from toprovar_compiler.passes.token_axis import TokenStream, find_token_stream
 from toprovar_compiler.passes.token_rules import first_value, is_pointwise
 
@@ -136,8 +137,11 @@ class _Rewriter:
     def _copy_for_kept(self, node: fx.Node) -> fx.Node:
         attention = read_attention(node) if node.target is SDPA else None
         keys = (attention.key, attention.value) if attention is not None else ()
+        lengths = query_lengths(node) if is_varlen(node) else None
 
         def argument(operand: fx.Node) -> Any:
+            if operand is lengths:
+                return self.new.node_copy(operand, self._count_of)
             if operand in keys and (operand in self.for_all or operand not in self.stream.axes):
                 return self.all_tokens[operand]
             if operand in self.stream.axes:

@@ -6,7 +6,7 @@ The token count is the symbol of the self-attention's query length. One placehol
 - *free*: its sizes do not mention N (weights, conditions, the prompt, the cache);
 - *shared*: mentions N but does not come from ``x`` (a rope table, an ``arange``): same for all samples;
 - *stream*: comes from ``x``; its token dimension has size N (kind "token"), or N plus the cache's length
-  after the concatenation with the cache (kind "context").
+  after the concatenation with the cache (kind "context"), or times the batch (kind "packed").
 
 A graph is typed only if every op on the stream is known to act on each token alone, or is attention with
 the stream on its query side. Everything else is refused with a reason: all or nothing for a graph.
@@ -41,6 +41,7 @@ from toprovar_compiler.passes.graph_tools import (
     symbols_of,
     value_of,
 )
+from toprovar_compiler.passes.packed_tokens import is_packed_size, is_varlen, repack, type_varlen
 from toprovar_compiler.passes.token_rules import (
     RESHAPING,
     first_value,
@@ -134,6 +135,7 @@ def _matching_outputs(graph: fx.Graph, source: fx.Node) -> list[int]:
         for position, item in enumerate(outputs(graph))
         if isinstance(item, fx.Node)
         and item in reached
+        and item is not source  # returned as it came in: nothing is made of it
         and isinstance(value_of(item), torch.Tensor)
         and value_of(item).dtype == value_of(source).dtype
         and [expr_of(size) for size in value_of(item).shape] == shape
@@ -167,10 +169,9 @@ def _type_node(node: fx.Node, axes: dict[fx.Node, Axes], symbol: sympy.Symbol) -
         return type_attention(node, axes, symbol)
     if node.target is aten.cat.default and joins_tokens(node, operands, axes):
         return type_cache(node, operands, axes, symbol)
-    landed = {
-        replace(axes[m], batch=track(node, m, axes[m].batch), token=track(node, m, axes[m].token))
-        for m in operands
-    }
+    if is_varlen(node):
+        return type_varlen(node, axes, symbol)
+    landed = {_land(node, m, axes[m], symbol) for m in operands}
     if len(landed) != 1:
         raise refuse(node, "brings different dimensions of the stream together")
     (own,) = landed
@@ -179,12 +180,31 @@ def _type_node(node: fx.Node, axes: dict[fx.Node, Axes], symbol: sympy.Symbol) -
     return own
 
 
+def _land(node: fx.Node, operand: fx.Node, own: Axes, symbol: sympy.Symbol) -> Axes:
+    if is_varlen(operand) and node.args[1:] != (0,):
+        raise refuse(node, "reads more of packed attention than its result")
+    if own.kind == "packed":
+        apart = repack(node, operand, own, symbol)
+        if apart is not None:
+            return apart
+    try:
+        return replace(own, batch=track(node, operand, own.batch), token=track(node, operand, own.token))
+    except UnsupportedGraphError:
+        packed = repack(node, operand, own, symbol)
+        if packed is None:
+            raise
+        return packed
+
+
 def _check_sizes(node: fx.Node, own: Axes, symbol: sympy.Symbol) -> None:
     value = value_of(node)
     for item in value if isinstance(value, (tuple, list)) else [value]:
         if axes_with(item, symbol) != [own.token]:
             raise refuse(node, "does not keep the tokens in one dimension")
-        rest = sympy.expand(expr_of(item.shape[own.token]) - symbol)
+        size = expr_of(item.shape[own.token])
+        if own.kind == "packed" and is_packed_size(size, symbol):
+            continue
+        rest = sympy.expand(size - symbol)
         if symbol in rest.free_symbols or (own.kind == "token") != (rest == 0):
             raise refuse(node, "changes the number of tokens")
 
@@ -201,7 +221,7 @@ def _check_companions(node: fx.Node, own: Axes, operands: list[fx.Node], symbol:
             if carries(other, symbol):
                 aligned = is_pointwise(node) or node.target is aten.cat.default
                 place = own.token - rank + value.dim()
-                if own.kind == "context" or not aligned or axes_with(value, symbol) != [place]:
+                if own.kind != "token" or not aligned or axes_with(value, symbol) != [place]:
                     raise refuse(node, "meets a value whose tokens stand in another dimension")
             elif is_pointwise(node):
                 place = own.token - rank + value.dim()

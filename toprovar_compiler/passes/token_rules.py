@@ -102,6 +102,12 @@ def _reduction(node: fx.Node, operand: fx.Node, axis: int) -> int:
     return axis - sum(d < axis for d in _dims(dims, rank))
 
 
+def _pairs(node: fx.Node, operand: fx.Node, axis: int) -> int:
+    if node.target is aten.view_as_complex.default and axis == value_of(operand).dim() - 1:
+        raise refuse(node, "joins pairs along this dimension")
+    return axis
+
+
 def _normalized(node: fx.Node, operand: fx.Node, axis: int) -> int:
     if operand is not node.args[0] or axis >= value_of(operand).dim() - len(
         argument(node, "normalized_shape")
@@ -210,6 +216,8 @@ _RULES: dict[object, Rule] = {
     SDPA: _attention,
     aten.linear.default: _linear,
     **dict.fromkeys((aten.matmul.default, aten.bmm.default), _matmul),
+    # A pair of numbers, the last dimension, becomes one complex number and back.
+    **dict.fromkeys((aten.view_as_complex.default, aten.view_as_real.default), _pairs),
     **dict.fromkeys((aten.layer_norm.default, aten.rms_norm.default), _normalized),
     **dict.fromkeys(
         (
