@@ -1,6 +1,7 @@
 """Which layers can be pruned, and what tells so: the layer dimension (section 4) on the embedded model.
 
-    python -m benchmarks.layer_damage [--prompts 32] [--batch 8] [--seed 0] [--out benchmarks/results]
+    python -m benchmarks.layer_damage [--prompts 32] [--batch 8] [--seed 0] [--gains scale-exit bypass]
+        [--out benchmarks/results]
 
 Measured against dense pictures of the same prompts and seeds, with 30 % of the tokens of the last three
 scales kept: the damage of each layer, 1 - SSIM where it alone is pruned and pruned tokens pass it by; and its
@@ -42,7 +43,7 @@ KEEP_RATIO = 0.3
 # One ranking for all layers, so that damage does not say how well a layer's own entropies rank.
 FIXED = {"entropy_source": "calibrated", "pruned_keys": "absent"}
 RESTORATIONS = ("scale-exit", "bypass")
-CONTEST_RATIO, FULL_LAYERS = 0.5, (1, 2, 4)  # of the budgets: at 0.3 four full layers would take too much
+CONTEST_RATIO, FULL_LAYERS = 0.5, (1, 4)  # of the budgets: at 0.3 four full layers would take too much
 PREDICTS = 0.7  # the least |rho|, from either half to the other
 
 
@@ -129,7 +130,7 @@ def contest(
     ]
 
 
-def choices_of(study: Mapping[str, Any], gained: Sequence[float]) -> dict[str, list[int]]:
+def choices_of(study: Mapping[str, Any]) -> dict[str, list[int]]:
     """Which layers run in full, by name of what chooses them."""
     damage = [of["value"] for of in study["damage"]["ssim"]]
     best = study["best_statistic"]
@@ -138,10 +139,8 @@ def choices_of(study: Mapping[str, Any], gained: Sequence[float]) -> dict[str, l
     choices |= {f"most damage, {count}": strongest(damage, count) for count in FULL_LAYERS}
     most = FULL_LAYERS[-1]
     return choices | {
-        "most gain": strongest(gained, most),
         f"by {best}": strongest([sign * value for value in values], most),
         "Global by spectrum (the paper's)": strongest(study["statistics"]["spectrum, before"], most),
-        "least damage (control)": strongest([-value for value in damage], most),
     }
 
 
@@ -175,10 +174,9 @@ def study_layers(model: EmojiVAR, arguments: argparse.Namespace, kept: Kept) -> 
     first, others = (Pictures(model, some, batch, kept) for some in (prompts[:half], prompts[count:]))
     for restoration in RESTORATIONS:
         own = {**options, "restoration": restoration}
-        gained = gains(first, own, layers, seed)
-        study["gains"][restoration] = gained
-        choices = choices_of(study, [of["value"] for of in gained["ssim"]])
-        study["contests"][restoration] = contest(others, own, choices, layers, seed)
+        if restoration in arguments.gains:
+            study["gains"][restoration] = gains(first, own, layers, seed)
+        study["contests"][restoration] = contest(others, own, choices_of(study), layers, seed)
     return study
 
 
@@ -189,6 +187,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=32, help="in two halves; half as many for budgets")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0, help="of prompts, resampling and permutations")
+    parser.add_argument(
+        "--gains", nargs="*", choices=RESTORATIONS, default=RESTORATIONS, help="where to measure gains"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()

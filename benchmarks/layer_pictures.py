@@ -51,7 +51,7 @@ class Pictures:
         self._model, self._kept = model, kept
         self._batches = [list(prompts[i : i + batch]) for i in range(0, len(prompts), batch)]
         self._dense: dict[int, tuple[Tensor, Tensor]] = {}
-        self._flops: dict[int, int] = {}
+        self._flops: list[int] = []  # of each scale, of one dense generation
 
     def scores(self, options: Mapping[str, Any]) -> Scores:
         """How pictures painted with these options are like the dense ones."""
@@ -68,8 +68,13 @@ class Pictures:
 
     def flops(self) -> FlopsModel:
         """What a generation takes, as counted in the first dense one."""
-        self._dense_of(0)
-        return FlopsModel.of(stated_schedule(self._model) or (), self._flops)
+
+        def count() -> list[int]:
+            self._dense_of(0)
+            return self._flops
+
+        counted = self._kept.get(["flops", self._batches[0]], count)
+        return FlopsModel.of(stated_schedule(self._model) or (), dict(enumerate(counted)))
 
     def _of_batch(self, number: int, options: Mapping[str, Any]) -> Scores:
         name = [number, self._batches[number], options]
@@ -87,7 +92,7 @@ class Pictures:
         if number not in self._dense:
             pictures, features, work = self._paint(number, {"policy": "dense"})
             self._dense[number] = pictures, features
-            self._flops = {row["scale"]: row["flops_total"] for row in work["per_scale"]}
+            self._flops = [row["flops_total"] for row in work["per_scale"]]
         return self._dense[number]
 
     def _paint(self, number: int, options: Mapping[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
