@@ -42,7 +42,7 @@ from toprovar_compiler.schedule import LATE_SCALES, stated_schedule
 KEEP_RATIO = 0.3
 # One ranking for all layers, so that damage does not say how well a layer's own entropies rank.
 FIXED = {"entropy_source": "calibrated", "pruned_keys": "absent"}
-RESTORATIONS = ("scale-exit", "bypass")
+RESTORATIONS = ("scale-exit", "bypass")  # the default first
 CONTEST_RATIO, FULL_LAYERS = 0.5, (1, 4)  # of the budgets: at 0.3 four full layers would take too much
 PREDICTS = 0.7  # the least |rho|, from either half to the other
 
@@ -123,11 +123,22 @@ def contest(
             "keep_ratio": budgets[name]["keep_ratio"],
             "flops": of.flops,
             "ssim": float(np.mean(of.ssim)),
+            "ssim_of_prompts": of.ssim,
             "minus_uniform": difference,
             "fallbacks": of.fallbacks,
         }
         for (name, of), difference in zip(scores.items(), minus_uniform, strict=True)
     ]
+
+
+def across(contests: dict[str, list[dict[str, Any]]], seed: int) -> dict[str, list[dict[str, Any]]]:
+    """The contests, each row also minus all layers alike under the default restoration."""
+    default = np.array(contests[RESTORATIONS[0]][0]["ssim_of_prompts"])
+    for rows in contests.values():
+        ssim = np.array([row["ssim_of_prompts"] for row in rows]).T
+        for row, difference in zip(rows, means(ssim - default[:, None], seed), strict=True):
+            row["minus_default"] = difference
+    return contests
 
 
 def choices_of(study: Mapping[str, Any]) -> dict[str, list[int]]:
@@ -177,7 +188,7 @@ def study_layers(model: EmojiVAR, arguments: argparse.Namespace, kept: Kept) -> 
         if restoration in arguments.gains:
             study["gains"][restoration] = gains(first, own, layers, seed)
         study["contests"][restoration] = contest(others, own, choices_of(study), layers, seed)
-    return study
+    return study | {"contests": across(study["contests"], seed)}
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -38,7 +38,17 @@ def correlation_table(correlations: Mapping[str, Any]) -> str:
 
 def contest_table(contest: Sequence[Mapping[str, Any]]) -> str:
     """Per budget: what runs in full, what it takes and what it gives."""
-    rows = [["budget", "in full", "the others keep", "FLOPs, times fewer", "SSIM", "minus all alike"]]
+    rows = [
+        [
+            "budget",
+            "in full",
+            "the others keep",
+            "FLOPs, times fewer",
+            "SSIM",
+            "minus all alike",
+            "minus scale-exit",
+        ]
+    ]
     for row in contest:
         rows.append(
             [
@@ -48,6 +58,7 @@ def contest_table(contest: Sequence[Mapping[str, Any]]) -> str:
                 f"{1 / row['flops']:.2f}",
                 f"{row['ssim']:.4f}",
                 interval(row["minus_uniform"], "+.4f"),
+                interval(row["minus_default"], "+.4f"),
             ]
         )
     return _markdown(rows)

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.kept import Kept
 from benchmarks.layer_budgets import equal_flops, in_full, pruned_alone, strongest
-from benchmarks.layer_damage import choices_of, correlations, means, parse_arguments
+from benchmarks.layer_damage import across, choices_of, correlations, means, parse_arguments
 from benchmarks.layer_pictures import Pictures
 from benchmarks.layer_tables import contest_table, correlation_table
 from benchmarks.rank_correlation import against_chance, over_prompts, ranks, spearman
@@ -142,8 +142,16 @@ def test_layers_in_full_are_those_that_the_best_statistic_calls_worst_to_prune()
 def test_a_contest_in_a_table() -> None:
     row = {"budget": "most gain", "full": [1, 2], "keep_ratio": 0.25, "flops": 0.5, "ssim": 0.9}
     difference = {"value": 0.01, "low": -0.02, "high": 0.03}
-    table = contest_table([{**row, "minus_uniform": difference}])
-    assert table.endswith("| most gain | 1, 2 | 0.250 | 2.00 | 0.9000 | +0.0100 [-0.0200, +0.0300] |")
+    table = contest_table([{**row, "minus_uniform": difference, "minus_default": difference}])
+    shown = "+0.0100 [-0.0200, +0.0300]"
+    assert table.endswith(f"| most gain | 1, 2 | 0.250 | 2.00 | 0.9000 | {shown} | {shown} |")
+
+
+def test_budgets_are_also_compared_with_all_layers_alike_under_the_default() -> None:
+    default, other = {"ssim_of_prompts": [0.5, 0.75]}, {"ssim_of_prompts": [0.75, 1.0]}
+    found = across({"scale-exit": [default], "bypass": [other]}, seed=0)
+    assert found["scale-exit"][0]["minus_default"] == {"value": 0, "low": 0, "high": 0}
+    assert found["bypass"][0]["minus_default"] == {"value": 0.25, "low": 0.25, "high": 0.25}
 
 
 def test_what_is_finished_is_made_once(tmp_path: Path) -> None:
