@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, Literal, get_args
 
 from toprovar_compiler.errors import OptionError
+from toprovar_compiler.option_checks import check_choice as _check_choice
+from toprovar_compiler.option_checks import check_count as _check_count
+from toprovar_compiler.option_checks import check_retention
+from toprovar_compiler.option_checks import numbered as _numbered
 from toprovar_compiler.passes.prune_tokens import PrunedKeys
 
 PolicyName = Literal["toprovar", "dense", "fastvar", "skipvar", "fixed-exit", "random", "inverted", "oracle"]
@@ -21,6 +24,7 @@ DEFAULT_MODE: Mode = "default"
 GRAPH_MODES = ("reduce-overhead", "max-autotune")
 """Those in which Inductor records CUDA graphs on a GPU."""
 LayerDimension = Literal["off", "spectrum", "centred-spectrum"]
+RetentionName = Literal["rank", "literal", "sampled"]
 
 DEFAULT_KEEP_RATIO = 0.3
 DEFAULT_LAYER_BETA = {"spectrum": 0.025, "centred-spectrum": 1.7}
@@ -69,6 +73,15 @@ class Options:
             contributes a zero residual code), "bypass" (the residual stream passes through) or
             "cached-update" (gets the layer's update of the previous scale, resized).
         pruned_keys: whether keys and values of pruned tokens are "absent" from the cache or "computed".
+        retention: which K tokens of a block are kept, and how many. "rank": the lowest scores of the entropy
+            source. "sampled": drawn with probabilities that fall with the score. "literal": those of "rank",
+            but K is the sum of eq. 6 as printed, which is (1 - a_min) N less at most one token.
+        retention_range: a_min and a_max of eq. 6, 0 <= a_min <= a_max <= 1, which set the budget instead of
+            ``keep_ratio``: a scale keeps 1 - (a_min + (a_max - a_min) R s / S) of its tokens. None: under
+            "literal" (1 - keep_ratio, 1).
+        retention_temperature: of "sampled": near 0 it is "rank", and very large it is random. None: 1.
+        tile_floor: (side, share): of each tile of side x side cells of a scale's grid at least this share
+            is kept, in (0, 1], and at least one token; the lowest scores of each go first (A.5.3).
         layer_budgets: one number in [0, 1] per layer: 1 = Detail layer, pruned to ``keep_ratio``; 0 = Global
             layer, runs in full (R of eq. 4). With "scale-exit" the codes of tokens that any layer left out
             are zero.
@@ -81,7 +94,7 @@ class Options:
         layer_band: two numbers in [0, 1], the first not above the second: a layer of R at or below the first
             is Global, at or above the second Detail, and what lies between is ambiguous and runs in full.
         drop_scales: how many of the last scales "fastvar" does not run at all.
-        policy_seed: of what "random" keeps.
+        policy_seed: of what "random" keeps, and of what ``retention="sampled"`` draws.
         decisions: JSON file of the decision model of "skipvar", made by
             :mod:`toprovar_compiler.policies.skipvar_fit`. None: the one that comes with this package for the
             model, if there is one.
@@ -102,6 +115,10 @@ class Options:
     entropy_source: EntropySourceName | None = None
     restoration: RestorationName = "scale-exit"
     pruned_keys: PrunedKeys = "absent"
+    retention: RetentionName = "rank"
+    retention_range: Sequence[float] | None = None
+    retention_temperature: float | None = None
+    tile_floor: Sequence[float] | None = None
     layer_budgets: Sequence[float] | None = None
     layer_dimension: LayerDimension = "off"
     layer_beta: float | None = None
@@ -141,6 +158,8 @@ class Options:
         self._check_threshold()
         self._check_ratios()
         self._check_layers()
+        _check_choice("retention", self.retention, get_args(RetentionName))
+        check_retention(self)
 
     def _check_speedup(self) -> None:
         for _, speedup in _numbered("target_speedup", self.target_speedup):
@@ -255,31 +274,3 @@ def parse_options(given: Mapping[str, Any]) -> Options:
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise OptionError(f"unknown option {name!r}; {hint}known options are {', '.join(known)}")
     return Options(**given)
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        listed = ", ".join(repr(choice) for choice in choices)
-        raise OptionError(f"{name} requires one of {listed}, got {value!r}")
-
-
-def _check_count(name: str, value: object, least: int, optional: bool = True) -> None:
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        or_none = " or None" if optional else ""
-        raise OptionError(f"{name} requires a whole number of at least {least}{or_none}, got {value!r}")
-
-
-def _numbered(name: str, value: object) -> list[tuple[str, float]]:
-    """The numbers in an option with their places in it; refuses what is not a finite number."""
-    if value is None:
-        return []
-    single = isinstance(value, Real)
-    items = [value] if single else value
-    if isinstance(items, (str, bytes)) or not isinstance(items, Sequence) or not items:
-        raise OptionError(f"{name} requires a number or a sequence of numbers, got {value!r}")
-    for item in items:
-        if isinstance(item, bool) or not isinstance(item, Real) or not math.isfinite(item):
-            raise OptionError(f"{name} requires finite numbers, got {item!r}")
-    return [("" if single else f"[{i}]", float(item)) for i, item in enumerate(items)]

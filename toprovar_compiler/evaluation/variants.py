@@ -12,7 +12,7 @@ from toprovar_compiler.options import PolicyName, parse_options
 
 DENSE = "dense"
 """The policy that the others are compared with."""
-_STRENGTHS = ("keep_ratio", "start_scale", "drop_scales", "target_speedup")
+_STRENGTHS = ("keep_ratio", "retention_range", "start_scale", "drop_scales", "target_speedup")
 _FORM = "write it as NAME or NAME[option=value,...], for example toprovar[keep_ratio=0.5,restoration=bypass]"
 
 

@@ -105,7 +105,7 @@ class Calibration:
         Raises:
             OptionError: ``target_speedup`` is above that of every plan.
         """
-        if options.keep_ratio is not None:
+        if options.keep_ratio is not None or options.retention_range is not None:
             return options
         plan = self.plan if options.target_speedup is None else self._plan_for(options.target_speedup)
         start = plan.start_scale if options.start_scale is None else options.start_scale

@@ -9,11 +9,8 @@ from toprovar_compiler.options import Options
 from toprovar_compiler.policies.base import Decision, Step
 from toprovar_compiler.policies.calibration import Calibration
 from toprovar_compiler.policies.entropy_source import BaseSource, EntropySource
+from toprovar_compiler.policies.token_noise import TokenNoise
 from toprovar_compiler.policies.toprovar import ToprovarPolicy
-
-# Odd constants of the splitmix64 generator, as signed 64-bit numbers.
-_STEP, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
-_SCORE_BITS = 24  # a float32 holds every integer of so many bits
 
 
 class InvertedPolicy(ToprovarPolicy):
@@ -70,43 +67,19 @@ class _Negated:
 
 
 class _RandomOrder(BaseSource):
-    """Scores from a hash, computed where the codes are: no generator whose state a batch would share."""
+    """Random scores, computed where the tokens are."""
 
     reads_entropy = False
     missing: str | None = None
 
     def __init__(self, seed: int) -> None:
-        self._seed = seed % (1 << 63)
-        self.device = torch.device("cpu")
-        self._digest: Tensor | None = None
+        self._noise, self.device = TokenNoise(seed), torch.device("cpu")
 
     def start_generation(self) -> None:
-        self._digest = None
+        self._noise.start_generation()
 
     def observe_codes(self, codes: Tensor, vectors: Tensor) -> None:
-        """Takes the codes [samples, N] of the running scale into each sample's digest [samples]."""
-        places = torch.arange(codes.shape[1], device=codes.device)
-        earlier = torch.zeros_like(codes[:, 0]) if self._digest is None else self._digest
-        self._digest = _mix(_mix(codes.long() + places * _STEP).sum(1) + earlier)
+        self._noise.observe_codes(codes)
 
     def scores(self, step: Step) -> Tensor:
-        digest = self._digest
-        if digest is None or digest.shape[0] != step.samples:
-            digest = torch.zeros(step.samples, dtype=torch.int64)
-        mixed = digest.to(self.device)
-        for number in (self._seed, step.scale, step.layer):
-            mixed = _mix(mixed + number)
-        tokens = torch.arange(step.tokens, device=self.device)
-        return (_mix(mixed[:, None] + tokens * _STEP) & (1 << _SCORE_BITS) - 1).float()
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The finalizer of splitmix64: int64 -> int64 of the same shape, modulo 2^64."""
-    x = (x ^ _shifted(x, 30)) * _MIX_1
-    x = (x ^ _shifted(x, 27)) * _MIX_2
-    return x ^ _shifted(x, 31)
-
-
-def _shifted(x: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right, which torch has for no signed type."""
-    return (x >> bits) & ((1 << 64 - bits) - 1)
+        return self._noise.numbers(step, (step.scale, step.layer), self.device).float()

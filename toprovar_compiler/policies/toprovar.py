@@ -20,6 +20,7 @@ from toprovar_compiler.policies.layer_classes import LayerClasses
 from toprovar_compiler.policies.online_entropy import OnlineEntropy, scales_with_gates
 from toprovar_compiler.policies.onset import Onset
 from toprovar_compiler.policies.restoration import Bypass, CachedUpdate, Restoration, ScaleExit
+from toprovar_compiler.policies.retention import Retention
 
 UNCALIBRATED: EntropySourceName = "online"
 """What ranks the tokens of a model without a calibration."""
@@ -32,7 +33,7 @@ _SOURCES: dict[str, type[EntropySource]] = {
 
 
 class ToprovarPolicy(BasePolicy):
-    """Keeps the tokens of lowest attention entropy (eq. 6 in rank form, NOTES 2).
+    """Keeps the tokens of lowest attention entropy (eq. 6, by default in rank form, NOTES 2).
 
     Pruning may start where :class:`~toprovar_compiler.policies.onset.Onset` says so, from eq. 3, in layers
     that :class:`~toprovar_compiler.policies.layer_classes.LayerClasses` does not call Global, from eq. 4.
@@ -40,7 +41,7 @@ class ToprovarPolicy(BasePolicy):
     the source's scores: by default of the importance that the entropies of single heads predict, as a
     calibration of the model or its first generation taught. The paper's order, that of the mean entropy
     (eq. 5), is ``entropy_source="layer-mean"``. Policies that differ in the ranking alone give another
-    source.
+    source. :class:`~toprovar_compiler.policies.retention.Retention` may draw instead, or spread what is kept.
     """
 
     name = "toprovar"
@@ -54,15 +55,16 @@ class ToprovarPolicy(BasePolicy):
 
         Raises:
             ArtifactError: the calibration that was asked for is missing, damaged or of another model.
-            OptionError: ``target_speedup`` is above that of every plan.
+            OptionError: ``target_speedup`` is above that of every plan, or ``tile_floor`` takes more tokens
+                than a budget has.
         """
         self._model_met = True
         calibration = calibration_for(model, self._schedule, self._asked.calibration)
         if calibration is not None:
             self._set_up(calibration.complete(self._asked), calibration)
-            return
+        self._check_floor()
         asking = _asks_for_calibration(self._asked)
-        if asking is not None:
+        if asking is not None and calibration is None:
             raise ArtifactError(
                 f"{asking} requires a calibration for {type(model).__name__}, got none: none comes with "
                 "toprovar; make one with 'toprovar calibrate', and pass calibration=FILE"
@@ -71,7 +73,7 @@ class ToprovarPolicy(BasePolicy):
     def _set_up(self, options: Options, calibration: Calibration | None) -> None:
         self.options, self.budget = options, Budget(options, self._schedule)
         self.onset, self.layers, self._full = Onset(options), LayerClasses(options), FullMaps()
-        self.source = self.make_source(calibration)
+        self.source, self.retention = self.make_source(calibration), Retention(options)
         self.restoration = _restoration(options, self.budget.first_scale)
         self.exits_scales = self.restoration.exits_scales
         self._choices = _Choices()
@@ -100,6 +102,7 @@ class ToprovarPolicy(BasePolicy):
                 "the model, or leave it out"
             )
         self.source.start_generation()
+        self.retention.start_generation()
         self.onset.start_generation()
         self.layers.start_generation()
         self._full.start_generation()
@@ -118,12 +121,15 @@ class ToprovarPolicy(BasePolicy):
         keep = self.budget.keep(step)
         if keep >= step.tokens:
             return self._dense()
+        refusal = self.retention.refusal(step, keep)
+        if refusal is not None:
+            return self._dense(fallback=refusal)
         base = self.restoration.base(step, stream)
         if base is None:
             return self._dense(fallback="no cached update of an earlier scale to restore tokens from")
         if self.restoration.per_scale:
             return self._prune_scale(step, keep, base)
-        scores = self.source.scores(step)
+        scores = self._scores(step)
         if scores is None:
             return self._no_scores()
         return Prune(keep, base, choice=None, entropy=scores, maps=self.source.reads_entropy)
@@ -144,6 +150,7 @@ class ToprovarPolicy(BasePolicy):
 
     def observe_codes(self, codes: Tensor, vectors: Tensor) -> None:
         self.source.observe_codes(codes, vectors)
+        self.retention.observe_codes(codes)
 
     def complaints(self) -> list[str]:
         return [*self.onset.complaints(), *self.layers.complaints(), *self.source.complaints()]
@@ -157,12 +164,25 @@ class ToprovarPolicy(BasePolicy):
 
     def _prune_scale(self, step: Step, keep: int, base: Tensor) -> Decision:
         if self._choices.scale != step.scale:
-            scores = self.source.scores(step)
+            scores = self._scores(step)
             if scores is None:
                 return self._no_scores()
             self._choices = _Choices(step.scale, scores)
         choice = self._choices.of(keep, step.rows_per_sample)
         return Prune(keep, base, choice=choice, entropy=None, maps=self.source.reads_entropy)
+
+    def _scores(self, step: Step) -> Tensor | None:
+        scores = self.source.scores(step)
+        return None if scores is None else self.retention.order(step, scores)
+
+    def _check_floor(self) -> None:
+        """Whether all scales that may be pruned have a budget for it, where they are known beforehand."""
+        known = self._schedule if self.options.tile_floor is not None else None
+        layers = len(self.options.layer_budgets or (1.0,))
+        for scale, tokens in enumerate(known or ()):
+            steps = [Step(scale, layer, tokens, 0, 1, 1) for layer in range(layers)]
+            for step in filter(self.budget.is_due, steps):
+                self.retention.refusal(step, self.budget.keep(step))
 
     def _no_scores(self) -> Dense:
         return self._dense(fallback=self.source.missing)
