@@ -53,12 +53,14 @@ def keep_sums_plain(blocks: Iterable[nn.Module]) -> Callable[[], None]:
     for module, name in places:
         vars(sys.modules[module])[name] = _PLAIN
     _PLAIN.users.update(places)
+    # Names of their own: a model that stays compiled is undone while Python ends, when the module's are gone.
+    plain, true, modules = _PLAIN, numpy, sys.modules
 
     def undo() -> None:
-        _PLAIN.users.subtract(places)
+        plain.users.subtract(places)
         for module, name in places:
-            names = vars(sys.modules[module]) if module in sys.modules else {}
-            if not _PLAIN.users[module, name] and names.get(name) is _PLAIN:
-                names[name] = numpy
+            names = modules[module].__dict__ if module in modules else {}
+            if not plain.users[module, name] and names.get(name) is plain:
+                names[name] = true
 
     return undo

@@ -88,7 +88,10 @@ class Summary:
         if data["tokens_total"] and not skipped:
             lines.append("  nothing was skipped")
         elif not data["tokens_total"]:
-            lines.append("  no compiled block has run")
+            lines.append(
+                "  no compiled block has run (if other code than the model's own methods calls its blocks, "
+                "compile in place: toprovar_compiler.compile(model))"
+            )
         return "\n".join(lines)
 
 

@@ -179,7 +179,7 @@ def test_a_model_is_pruned_in_the_layers_that_its_dense_maps_call_detail(
     maps = [entropy[: len(labels)].unflatten(1, (3, 3)) for entropy in seen[6:9]]  # of scale 2
     singular = np.linalg.svd(torch.stack(maps, 1).numpy(), compute_uv=False)
     ratios = singular[..., 0] / singular[..., 1]  # [samples, layers]
-    beta = math.log(2) / (float(np.quantile(ratios, 0.75)) - 1)
+    beta = math.log(2) / (float(np.quantile(ratios, 0.7)) - 1)
     budgets = [[float(math.exp(-beta * (r - 1)) >= 0.5) for r in row] for row in ratios]
     common = {"start_scale": 3, "keep_ratio": 0.5, "restoration": restoration}
     own = {**common, "layer_dimension": "spectrum", "layer_beta": beta, "layer_band": (0.5, 0.5)}

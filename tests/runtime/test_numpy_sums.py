@@ -26,7 +26,6 @@ class SlicingBlock(nn.Module):
 
 @pytest.fixture
 def block() -> Iterator[nn.Module]:
-    torch._dynamo.reset()
     yield SlicingBlock()
     assert np is sys.modules["numpy"], "the name has to be NumPy's own again"
 

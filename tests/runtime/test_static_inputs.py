@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor, fx
 from torch._functorch._aot_autograd import frontend_utils
 
+import toprovar_compiler
+from tests.toy_generators import ClassVAR, make
 from toprovar_compiler import variants
 
 
@@ -33,19 +33,14 @@ def _static(gm: fx.GraphModule) -> list[int]:
     return frontend_utils._try_get_metadata_from_dynamo(gm, {}.keys(), count, [])[1]
 
 
-def _paint(model: Any, labels: Tensor) -> None:
-    torch._dynamo.reset()
-    model.autoregressive_infer_cfg(labels)
-
-
 @pytest.mark.parametrize("options", [{}, {"restoration": "bypass", "entropy_source": "last-full-layer"}])
 def test_weights_are_marked_in_every_graph(
-    class_var: Callable[..., Any], labels: Tensor, compiled: list[fx.GraphModule], options: dict[str, Any]
+    labels: Tensor, compiled: list[fx.GraphModule], options: dict[str, Any]
 ) -> None:
-    model = class_var(keep_ratio=0.3, mode="max-autotune-no-cudagraphs", **options)
+    model: Any = toprovar_compiler.compile(make(ClassVAR), keep_ratio=0.3, **options)
     weights = Counter(str(parameter.shape) for parameter in model.blocks[0].parameters())
-    _paint(model, labels)
-    _paint(model, labels)
+    for _ in range(2):
+        model.autoregressive_infer_cfg(labels)
     assert len(compiled) > 3
     for gm in compiled:
         inputs = gm.graph.find_nodes(op="placeholder")

@@ -37,7 +37,8 @@ class Retention:
 
     def observe_codes(self, codes: Tensor) -> None:
         """The running scale's codes [samples, N]: later draws depend on them."""
-        self._noise.observe_codes(codes)
+        if self._temperature is not None:
+            self._noise.observe_codes(codes)
 
     def refusal(self, step: Step, keep: int) -> str | None:
         """Why the step's tokens cannot be ordered as asked, if so.
