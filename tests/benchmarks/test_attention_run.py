@@ -73,7 +73,7 @@ def test_a_gpu_run_writes_record_tables_and_plot(
     assert record["worst"]["warm"]["ratio"] == pytest.approx(2.0)
     text = (tmp_path / "attention-cuda.md").read_text()
     assert "FlashAttention 3 was not measured: not installed." in text
-    assert "own cost was not measured: no such variant." in text
+    assert "own cost was not measured: no kernel here has a variant without it." in text
     assert "cuDNN does not support 2, 16, 1, 1, 128; " in text
     assert "peak unknown TFLOP/s" in text
     assert text in capsys.readouterr().out + "\n"

@@ -168,7 +168,7 @@ def test_what_is_finished_is_made_once(tmp_path: Path) -> None:
 
 
 def test_pictures_are_compared_with_the_dense_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(variants, "compile_fx", lambda gm, inputs: gm.forward)
+    monkeypatch.setattr(variants, "compile_fx", lambda gm, inputs, config_patches: gm.forward)
     torch.manual_seed(0)
     model = EmojiVAR(SMOKE).eval()
     with torch.no_grad():
