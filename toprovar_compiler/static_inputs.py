@@ -16,6 +16,7 @@ from toprovar_compiler.passes.graph_tools import placeholders
 # How Dynamo says what it knows of an input, and how Inductor's front end tells Dynamo's graphs from others.
 _OF_INPUT = "tensor_dict"
 _OF_GRAPH = "dynamo_compile_id"
+_OF_SOURCES = "_param_name_to_source"
 
 
 def keep_marks(dynamo: fx.GraphModule, exported: fx.GraphModule) -> None:
@@ -28,14 +29,14 @@ def keep_marks(dynamo: fx.GraphModule, exported: fx.GraphModule) -> None:
 
 
 def show_marks(gm: fx.GraphModule) -> None:
-    """Give a graph that is about to be compiled the form in which Inductor finds the marks.
+    """Give an exported graph that is about to be compiled the form in which Inductor finds the marks.
 
-    Its inputs name no source: no guard is to come of them that Dynamo's own graph did not ask for.
+    Its inputs name no source: no guard is to come of them that Dynamo's own graph did not ask for. That
+    graph, compiled where it cannot be exported, has the form already and needs the guards of its sources.
     """
-    if _OF_GRAPH not in gm.meta:
+    if _OF_GRAPH not in gm.meta or hasattr(gm, _OF_SOURCES):
         return
-    described: Any = gm
-    described._param_name_to_source = {}
+    setattr(gm, _OF_SOURCES, {})
     for node in placeholders(gm.graph):
         source: Any = node
         source._dynamo_source = None

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, fx
 from torch._functorch._aot_autograd import frontend_utils
 
@@ -46,3 +47,18 @@ def test_weights_are_marked_in_every_graph(
         inputs = gm.graph.find_nodes(op="placeholder")
         # Dynamo marks a cache that is held on a module as well.
         assert Counter(str(inputs[position].meta["val"].shape) for position in _static(gm)) >= weights
+
+
+def test_a_graph_that_cannot_be_exported_keeps_the_sources_that_guard_it(
+    compiled: list[fx.GraphModule],
+) -> None:
+    def grow(cache: Tensor, x: Tensor) -> Tensor:
+        cache.add_(x)
+        return torch.nn.functional.scaled_dot_product_attention(cache, x, x)
+
+    x = torch.ones(1, 2, 4, 8)
+    torch.compile(grow, backend="toprovar")(torch.zeros_like(x), x)
+    (gm,) = compiled
+    inputs = gm.graph.find_nodes(op="placeholder")
+    assert len(inputs) == 2
+    assert all(node._dynamo_source is not None for node in inputs)
