@@ -7,9 +7,11 @@ anew at each call. Exporting a graph loses the marks.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from torch import fx
+from torch._dynamo.source import ConstantSource
 
 from toprovar_compiler.passes.graph_tools import placeholders
 
@@ -33,10 +35,12 @@ def show_marks(gm: fx.GraphModule) -> None:
 
     Its inputs name no source: no guard is to come of them that Dynamo's own graph did not ask for. That
     graph, compiled where it cannot be exported, has the form already and needs the guards of its sources.
+    Tensors that the graph holds itself, such as constants of the model's code, must each name one of its own.
     """
     if _OF_GRAPH not in gm.meta or hasattr(gm, _OF_SOURCES):
         return
-    setattr(gm, _OF_SOURCES, {})
+    held = chain(gm.named_parameters(remove_duplicate=False), gm.named_buffers(remove_duplicate=False))
+    setattr(gm, _OF_SOURCES, {name: ConstantSource(name) for name, _ in held})
     for node in placeholders(gm.graph):
         source: Any = node
         source._dynamo_source = None

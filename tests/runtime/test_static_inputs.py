@@ -30,8 +30,9 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[fx.GraphModule]:
 
 def _static(gm: fx.GraphModule) -> list[int]:
     """The positions that torch's own reading of a graph finds."""
-    count = len(gm.graph.find_nodes(op="placeholder"))
-    return frontend_utils._try_get_metadata_from_dynamo(gm, {}.keys(), count, [])[1]
+    held = dict([*gm.named_parameters(), *gm.named_buffers()])
+    count = len(held) + len(gm.graph.find_nodes(op="placeholder"))
+    return frontend_utils._try_get_metadata_from_dynamo(gm, held.keys(), count, [])[1]
 
 
 @pytest.mark.parametrize("options", [{}, {"restoration": "bypass", "entropy_source": "last-full-layer"}])
@@ -62,3 +63,20 @@ def test_a_graph_that_cannot_be_exported_keeps_the_sources_that_guard_it(
     inputs = gm.graph.find_nodes(op="placeholder")
     assert len(inputs) == 2
     assert all(node._dynamo_source is not None for node in inputs)
+
+
+def test_constants_of_the_code_are_inputs_of_their_own(compiled: list[fx.GraphModule]) -> None:
+    weight, x = torch.nn.Parameter(torch.randn(8, 8)), torch.randn(1, 2, 4, 8)
+
+    def attend(x: Tensor) -> Tensor:
+        query = torch.nn.functional.linear(x, weight) * torch.tensor([1.0, 2.0]).repeat(4)
+        return x + torch.nn.functional.scaled_dot_product_attention(query, x, x)
+
+    with torch.no_grad():
+        torch.compile(attend, backend="toprovar")(x)
+    (gm,) = compiled
+    held = dict(gm.named_buffers())
+    inputs = gm.graph.find_nodes(op="placeholder")
+    (at,) = [place for place, node in enumerate(inputs, len(held)) if node.meta["val"].shape == weight.shape]
+    assert len(held) == 1
+    assert _static(gm) == [0, at]
