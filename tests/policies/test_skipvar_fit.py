@@ -211,6 +211,10 @@ def test_the_command_writes_a_file_that_the_policy_reads(
     assert found.scale_weights == (1.0, 0.5, 0.5, 0.25, 0.25)
     assert decisions_for(model, SCHEDULE, str(out)) == found
 
+    assert main([*given, "--device", "cpu", "--threshold", ".84", ".9", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.count("of 4 pictures") == 2
+    assert [load_decisions(tmp_path / f"d-{at}.json").threshold for at in (0.84, 0.9)] == [0.84, 0.9]
+
 
 def test_the_command_prints_deliberate_errors_as_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

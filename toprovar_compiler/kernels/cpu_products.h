@@ -2,7 +2,8 @@
 
 namespace {
 
-constexpr int QUERIES = 32;  // rows of a block
+constexpr int QUERIES = ROWS == 6 ? 48 : 32;  // rows of a block
+static_assert(QUERIES % ROWS == 0 && QUERIES % WIDTH == 0, "blocks are whole micro kernels and whole vectors");
 constexpr int KEYS = 256;    // keys of a tile
 // Logits or weights from one row to the next: not a power of two, which would crowd a few sets of the cache.
 constexpr int PITCH = KEYS + WIDTH;

@@ -1,6 +1,9 @@
 """Fits SkipVAR's decision models to a model's own pictures: the authors' fitting code is not public.
 
     python -m toprovar_compiler.policies.skipvar_fit --prompts 256 --out decisions.json
+    python -m toprovar_compiler.policies.skipvar_fit --prompts 256 --threshold .84 .9 --out decisions.json
+
+The second writes ``decisions-0.84.json`` and ``decisions-0.9.json``.
 
 Each prompt is painted dense, without its last one, two and three scales, and with the unconditional branch
 replaced in these. A picture's label is the largest number for which it, and all smaller ones, keep an SSIM to
@@ -192,7 +195,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", required=True, help="how many of the suite's, or a text file of them")
     parser.add_argument("--suite", help="module:function, as for toprovar evaluate")
     parser.add_argument("--batch", type=int, default=8, help="pictures at a time (default: %(default)s)")
-    parser.add_argument("--threshold", type=float, default=THRESHOLD, help="SSIM (default: %(default)s)")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        nargs="+",
+        default=[THRESHOLD],
+        help=f"SSIM (default: {THRESHOLD}); for each of several a file, -X before its suffix",
+    )
     parser.add_argument(
         "--scale-weights", metavar="NAME", help="attribute of the model that scales each scale's codes"
     )
@@ -222,13 +231,21 @@ def _run(arguments: argparse.Namespace) -> str:
         for begin in batches:
             progress.step(prompts[begin])
             fitting.paint(prompts[begin : begin + arguments.batch], arguments.seed + begin)
-        threshold = arguments.threshold
-        fitting.decisions(threshold).save(arguments.out)
+    several = len(arguments.threshold) > 1
+    out: Path = arguments.out
+    return "\n".join(
+        _write(fitting, threshold, out.with_stem(f"{out.stem}-{threshold:g}") if several else out)
+        for threshold in arguments.threshold
+    )
+
+
+def _write(fitting: Fitting, threshold: float, out: Path) -> str:
+    fitting.decisions(threshold).save(out)
     skip, replace = (
         [labels.count(n) for n in range(MOST_SCALES + 1)] for labels in fitting.labels(threshold)
     )
     return (
-        f"wrote {arguments.out}: of {len(prompts)} pictures, 0 to {MOST_SCALES} scales may go in {skip}, "
+        f"wrote {out}: of {len(fitting.similarities)} pictures, 0 to {MOST_SCALES} scales may go in {skip}, "
         f"unconditional branches in {replace}"
     )
 
