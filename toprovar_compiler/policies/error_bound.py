@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -121,15 +122,24 @@ def error_bound(
     left_out = {scale for scale, calls in pruned.items() if all(_runs_nothing(index) for _, index in calls)}
     shares, lost, tokens = {}, 0.0, 0
     for scale in sorted(pruned.keys() - left_out):
-        layers = [layer for layer, (_, index) in enumerate(pruned[scale]) if index is not None]
-        shares[scale] = float(_share(scores, layers).mean())
-        for layer in layers:
-            count, index = pruned[scale][layer]
+        groups = _same_tokens(pruned[scale])
+        shares[scale] = float(_share(scores, sorted(chain.from_iterable(groups))).mean())
+        for layers in groups:
+            count, index = pruned[scale][layers[0]]
             assert index is not None, "only pruned layers are listed"
-            lost += count * float(_lost_entropy(maps[: len(index), layer], count, index).mean())
-            tokens += count
+            lost += count * float(_lost_entropy(maps[: len(index), layers], count, index).mean(0).sum())
+            tokens += count * len(layers)
     bound = ErrorBound(rho, 1.0 - rho if left_out else 0.0, shares, lost / tokens if tokens else 0.0)
     return bound if math.isfinite(bound.total) and math.isfinite(rho) else None
+
+
+def _same_tokens(calls: Sequence[tuple[int, Tensor | None]]) -> list[list[int]]:
+    """The pruned layers of a scale, those together that were given one and the same index."""
+    groups: dict[int, list[int]] = {}
+    for layer, (_, index) in enumerate(calls):
+        if index is not None:
+            groups.setdefault(id(index), []).append(layer)
+    return list(groups.values())
 
 
 def _runs_nothing(index: Tensor | None) -> bool:
@@ -143,11 +153,12 @@ def _share(scores: Tensor, layers: list[int]) -> Tensor:
 
 
 def _lost_entropy(entropy: Tensor, tokens: int, kept: Tensor) -> Tensor:
-    """gamma [samples] of one block: the sum of eq. 5 over the tokens that are not kept [samples, K].
+    """gamma [samples, L] of blocks: the sum of eq. 5 over the tokens that are not kept [samples, K].
 
-    ``entropy`` [samples, n] is of another scale; where all of it is 0 it is the share of tokens.
+    ``entropy`` [samples, L, n] is of another scale; where all of it is 0 it is the share of tokens.
     """
     weights = resize(entropy, tokens)
     assert weights is not None, "the caller checked the grids"
     weights = torch.where(weights.sum(-1, keepdim=True) == 0.0, 1.0, weights)
-    return 1.0 - weights.gather(-1, kept).sum(-1) / weights.sum(-1)
+    of_layers = kept[:, None].expand(-1, weights.shape[1], -1)
+    return 1.0 - weights.gather(-1, of_layers).sum(-1) / weights.sum(-1)
