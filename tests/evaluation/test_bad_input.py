@@ -188,7 +188,7 @@ def test_too_few_pictures_for_a_metric(run: Run, tmp_path: Path, capsys: pytest.
     reasons = not_computed(results)
     assert reasons["fid_checker"] == "requires at least 2 pictures, got 1; pass more --prompts"
     assert set(reasons) == {
-        "fid_checker", "psnr", "ms_ssim", "error_bound", "latency_s", "speedup_vs_eager",
+        "fid_checker", "fid_dense", "psnr", "ms_ssim", "error_bound", "latency_s", "speedup_vs_eager",
         "speedup_vs_inductor",
     }  # fmt: skip
     assert "fid_checker was not computed: requires at least 2 pictures" in capsys.readouterr().out

@@ -35,12 +35,15 @@ def test_results_have_every_figure(finished: tuple[Path, Results]) -> None:
     _, results = finished
     assert tuple(results["policies"]) == POLICIES
     for name, figures in results["policies"].items():
-        for metric in ("composition", "fid_checker", "ssim", "flops_ratio"):
+        for metric in ("composition", "fid_checker", "fid_dense", "ssim", "flops_ratio"):
             assert figures[metric]["value"] is not None, (name, metric)
         assert set(figures["per_task"]) == {"bright", "dark"}
         assert figures["ms_ssim"]["reason"] == "requires pictures of at least 176 pixels a side"
         assert figures["speedup_vs_eager"]["reason"] == "not timed: --timed 0"
         assert figures["fallbacks"] == {}
+    far = [results["policies"][name]["fid_dense"]["value"] for name in POLICIES]
+    assert far[POLICIES.index("dense")] == pytest.approx(0, abs=1e-6)
+    assert sum(value > 1e-3 for value in far) == len(POLICIES) - 1
     assert results["true_scenes"]["composition"]["value"] == 1
     assert results["run"]["suite"] == "blobs"
     assert results["environment"]["torch"]
@@ -156,7 +159,7 @@ def test_a_model_without_a_suite_and_with_samples(run: Run, tmp_path: Path) -> N
     more = ("--suite", "none", "--prompts", str(prompts), "--policy", "toprovar", "--samples", "2")
     results = run(out, *more)
     figures = results["policies"]["toprovar"]
-    for metric in ("composition", "per_task", "fid_checker", "regions"):
+    for metric in ("composition", "per_task", "fid_checker", "fid_dense", "regions"):
         assert figures[metric]["value"] is None
         assert "pass --suite module:function" in figures[metric]["reason"]
     assert figures["ssim"]["value"] < 1

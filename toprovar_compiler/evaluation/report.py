@@ -19,6 +19,7 @@ _TILE = 192
 _COLUMNS = {
     "composition": ("composition", 3),
     "fid_checker": ("FID (checker)", 2),
+    "fid_dense": ("FID to dense", 2),
     "ssim": ("SSIM", 4),
     "ms_ssim": ("MS-SSIM", 4),
     "psnr": ("PSNR, dB", 2),

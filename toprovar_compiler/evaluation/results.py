@@ -36,11 +36,13 @@ def make_results(
     """
     resampler = Resampler(tables[DENSE].prompts, seed)
     distances = _distances(tables, true_scenes, resampler)
+    changes = _distances(tables, None if true_scenes is None else tables[DENSE], resampler)
     speeds = _speeds([EAGER, INDUCTOR, *tables], times, seed)
     policies = {
         name: {
             **_verdicts(table, tables[DENSE], resampler),
             "fid_checker": distances[name].to_json(),
+            "fid_dense": changes[name].to_json(),
             **_likeness(table, resampler),
             "flops_ratio": resampler.ratio(
                 table.counted("flops_total"), table.counted("flops_computed")
@@ -97,18 +99,19 @@ def _verdicts(table: Table, dense: Table, resampler: Resampler) -> dict[str, Any
 
 
 def _distances(
-    tables: Mapping[str, Table], true_scenes: Table | None, resampler: Resampler
+    tables: Mapping[str, Table], reference: Table | None, resampler: Resampler
 ) -> dict[str, Interval]:
-    """Frechet distance of each policy's features to those of the true scenes for the same prompts."""
-    if true_scenes is None:
+    """Frechet distance of each policy's features to the reference's: true scenes for the same prompts, or the
+    dense pictures of the same seeds."""
+    if reference is None:
         return dict.fromkeys(tables, missing(WITHOUT_SUITE))
-    count = len(true_scenes.rows)
+    count = len(reference.rows)
     if count < FEWEST_PICTURES:
         reason = f"{TOO_FEW} {FEWEST_PICTURES} pictures, got {count}; pass more --prompts"
         return dict.fromkeys(tables, missing(reason))
-    weights = np.concatenate([np.ones((1, count)), resampler.counts[:, true_scenes.prompt_of]])
+    weights = np.concatenate([np.ones((1, count)), resampler.counts[:, reference.prompt_of]])
     sets = [table.features() for table in tables.values()]
-    found = frechet_distances(sets, true_scenes.features(), torch.from_numpy(weights)).numpy()
+    found = frechet_distances(sets, reference.features(), torch.from_numpy(weights)).numpy()
     return {name: resampler.centred(float(row[0]), row[1:]) for name, row in zip(tables, found, strict=True)}
 
 
