@@ -56,6 +56,10 @@ class Store:
         """Raises ArtifactError: the file is missing or damaged."""
         return read_json(self._unit_path(name, batch))
 
+    def read_units(self, name: str) -> list[dict[str, Any]]:
+        """All finished batches of a policy, in order. Raises ArtifactError, as :meth:`read_unit`."""
+        return [read_json(path) for path in sorted((self.folder / _UNITS / _folder(name)).glob("*.json"))]
+
     def write_pictures(self, name: str, units: Sequence[Unit], pictures: Tensor) -> None:
         """Pictures [B, 3, H, W] uint8, one PNG each."""
         arrays = pictures.permute(0, 2, 3, 1).cpu().numpy()
