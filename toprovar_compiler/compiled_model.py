@@ -148,6 +148,11 @@ def _check_schedule(options: Options, schedule: tuple[int, ...] | None) -> None:
             f"start_scale requires a scale of the model's schedule (0 to {scales - 1}), "
             f"got {options.start_scale}; choose a smaller one"
         )
+    if options.guidance_until is not None and options.guidance_until >= scales:
+        raise OptionError(
+            f"guidance_until requires a scale of the model's schedule (1 to {scales - 1}), "
+            f"got {options.guidance_until}; choose a smaller one, or leave it out"
+        )
     if options.drop_scales >= scales:
         raise OptionError(
             f"drop_scales requires fewer than the {scales} scales of the model's schedule, "

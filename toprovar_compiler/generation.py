@@ -24,6 +24,8 @@ class Generation:
         self.rows = 0
         self.finished = False
         self.exited = False
+        self.asked = 0
+        """The scale that the model's loop asked for last."""
         self.replaces_at: int | None = None
         """The scale that is due, if conditional rows stand for the unconditional ones there."""
         self.halving = self.halved = False

@@ -10,6 +10,17 @@ from typing import Protocol
 from toprovar_compiler.errors import OptionError
 
 
+class GuidanceOptions(Protocol):
+    """The part of the options that :func:`check_guidance` reads."""
+
+    @property
+    def policy(self) -> str: ...
+    @property
+    def guidance_until(self) -> int | None: ...
+    @property
+    def guidance_rows(self) -> int | None: ...
+
+
 class RetentionOptions(Protocol):
     """The part of the options that :func:`check_retention` reads."""
 
@@ -27,6 +38,28 @@ class RetentionOptions(Protocol):
     def retention_temperature(self) -> float | None: ...
     @property
     def tile_floor(self) -> Sequence[float] | None: ...
+
+
+def check_guidance(given: GuidanceOptions) -> None:
+    """Where guidance ends.
+
+    Raises:
+        OptionError: a value out of range, or one that means nothing beside the others.
+    """
+    # What the rows of the first scale are, only its codes tell.
+    check_count("guidance_until", given.guidance_until, least=1)
+    if given.guidance_until is None:
+        return
+    if given.policy in ("dense", "fastvar", "skipvar", "fixed-exit"):
+        raise OptionError(
+            f"guidance_until={given.guidance_until} requires 'toprovar' or one of its controls, got "
+            f"{given.policy!r}; leave it out, or choose 'toprovar' (keep_ratio=1 prunes nothing)"
+        )
+    if given.guidance_rows not in (None, 2):
+        raise OptionError(
+            f"guidance_until={given.guidance_until} requires guidance_rows=2 or None, got "
+            f"{given.guidance_rows}: one conditional and one unconditional row; leave one of them out"
+        )
 
 
 def check_retention(given: RetentionOptions) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from toprovar_compiler.errors import OptionError
 from toprovar_compiler.option_checks import check_choice as _check_choice
 from toprovar_compiler.option_checks import check_count as _check_count
-from toprovar_compiler.option_checks import check_retention
+from toprovar_compiler.option_checks import check_guidance, check_retention
 from toprovar_compiler.option_checks import numbered as _numbered
 from toprovar_compiler.passes.prune_tokens import PrunedKeys
 
@@ -93,6 +93,9 @@ class Options:
         layer_beta: beta of eq. 4, above 0. None: 0.025, or 1.7 of centred maps.
         layer_band: two numbers in [0, 1], the first not above the second: a layer of R at or below the first
             is Global, at or above the second Detail, and what lies between is ambiguous and runs in full.
+        guidance_until: first scale, counted from 0, without guidance: from there on only the conditional
+            rows are run, and their results stand for the unconditional rows too, as SkipVAR does late. None:
+            it never ends. For "toprovar" and its controls.
         drop_scales: how many of the last scales "fastvar" does not run at all.
         policy_seed: of what "random" keeps, and of what ``retention="sampled"`` draws.
         decisions: JSON file of the decision model of "skipvar", made by
@@ -123,6 +126,7 @@ class Options:
     layer_dimension: LayerDimension = "off"
     layer_beta: float | None = None
     layer_band: Sequence[float] = DEFAULT_LAYER_BAND
+    guidance_until: int | None = None
     drop_scales: int = 0
     policy_seed: int = 0
     decisions: str | None = None
@@ -140,6 +144,7 @@ class Options:
         _check_choice("layer_dimension", self.layer_dimension, get_args(LayerDimension))
         _check_count("start_scale", self.start_scale, least=0)
         _check_count("guidance_rows", self.guidance_rows, least=1)
+        check_guidance(self)
         _check_count("drop_scales", self.drop_scales, least=0, optional=False)
         _check_count("policy_seed", self.policy_seed, least=0, optional=False)
         if self.policy == "fixed-exit" and self.start_scale == 0:

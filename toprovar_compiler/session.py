@@ -20,11 +20,11 @@ from toprovar_compiler.policies.error_bound import ErrorBound, error_bound
 _MOST_GUIDANCE_ROWS = 3
 
 _CANNOT_EXIT = (
-    "ending a generation early requires a model that states its schedule as patch_nums or scale_schedule and "
-    "loops over it: all scales were run"
+    "leaving out scales or unconditional rows requires a model that states its schedule as patch_nums or "
+    "scale_schedule and loops over it: all were run"
 )
 _RAN_ALL_THE_SAME = (
-    "a scale was run that the policy leaves out: the model does not loop over the schedule that it states"
+    "what the policy leaves out was run: the model does not loop over the schedule that it states"
 )
 
 
@@ -56,7 +56,7 @@ class Session:
         elif again:
             self._end_scale(current)
             current.next_scale()
-            if self.can_exit and self.policy.exits_before(current.scale):
+            if self.can_exit and current.asked != current.scale and self._leaves_out(current.scale):
                 self.fall_back(_RAN_ALL_THE_SAME)
         layer = current.layers.setdefault(layer_key, len(current.layers))
         per_sample = 1 if current.halving else current.guided_rows(rows)
@@ -114,6 +114,7 @@ class Session:
         current = self.generation
         if current is None or current.finished or current.scale + 1 != scale:
             return False
+        current.asked = scale
         if not self.policy.exits_before(scale):
             current.replaces_at = scale if self.policy.replaces_unconditional(scale) else None
             return False
@@ -124,6 +125,9 @@ class Session:
         current.exited = True
         self.finish()
         return True
+
+    def _leaves_out(self, scale: int) -> bool:
+        return self.policy.exits_before(scale) or self.policy.replaces_unconditional(scale)
 
     def see_codes(self, codes: Tensor, vectors: Tensor | None = None) -> Tensor | None:
         """Codes [samples, N] are embedded as ``vectors`` [samples, N, C]; returns the mask of kept codes.

@@ -66,7 +66,8 @@ class CachedUpdate:
 
     def base(self, step: Step, stream: Tensor) -> Tensor | None:
         update = self._updates.get(step.layer)
-        resized = None if update is None else resize(update.transpose(1, 2), step.tokens)
+        # Where guidance has ended since, the rows that are left are the first ones.
+        resized = None if update is None else resize(update[: len(stream)].transpose(1, 2), step.tokens)
         return None if resized is None else stream + resized.transpose(1, 2)
 
     def observe(self, step: Step, outcome: Outcome) -> None:
@@ -98,7 +99,7 @@ class DesignatedUpdate:
         old, new = grid_of(update.shape[1]), grid_of(step.tokens)
         if old is None or new is None:
             return None
-        grid = update.transpose(1, 2).unflatten(2, old)
+        grid = update[: len(stream)].transpose(1, 2).unflatten(2, old)
         return stream + interpolate(grid, size=new, mode="area").flatten(2).transpose(1, 2)
 
     def observe(self, step: Step, outcome: Outcome) -> None:

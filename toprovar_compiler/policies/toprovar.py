@@ -76,6 +76,8 @@ class ToprovarPolicy(BasePolicy):
         self.source, self.retention = self.make_source(calibration), Retention(options)
         self.restoration = _restoration(options, self.budget.first_scale)
         self.exits_scales = self.restoration.exits_scales
+        # Where guidance ends, the model's loop is asked for the scale that comes next.
+        self.may_exit = self.may_replace = options.guidance_until is not None
         self._choices = _Choices()
 
     def make_source(self, calibration: Calibration | None) -> EntropySource:
@@ -151,6 +153,10 @@ class ToprovarPolicy(BasePolicy):
     def observe_codes(self, codes: Tensor, vectors: Tensor) -> None:
         self.source.observe_codes(codes, vectors)
         self.retention.observe_codes(codes)
+
+    def replaces_unconditional(self, scale: int) -> bool:
+        until = self.options.guidance_until
+        return until is not None and scale >= until
 
     def complaints(self) -> list[str]:
         return [*self.onset.complaints(), *self.layers.complaints(), *self.source.complaints()]

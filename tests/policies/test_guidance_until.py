@@ -1,0 +1,135 @@
+"""Guidance that ends: late scales run the conditional rows alone, pruned or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import toprovar_compiler
+from tests.policies.conftest import Save
+from tests.toy_generators import ClassVAR, TextVAR, make
+from toprovar_compiler.errors import OptionError, UnsupportedGraphError
+from toprovar_compiler.options import Options
+from toprovar_compiler.policies.skipvar_fit import constant
+
+FROM, TOKENS = 3, 16  # the scale of 4 x 4 tokens
+Under = Callable[..., Any]
+
+
+def _fallbacks(model: Any) -> dict[str, int]:
+    found: dict[str, int] = toprovar_compiler.summary(model).to_dict()["fallbacks"]
+    return found
+
+
+@pytest.fixture
+def guides_early_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Makes the model's own code end guidance: what no row of the unconditional half can change."""
+    guided = ClassVAR._codes
+
+    def codes(logits: Tensor, samples: int, cfg: float) -> Tensor:
+        return logits[:samples].argmax(-1) if logits.shape[1] >= TOKENS else guided(logits, samples, cfg)
+
+    return lambda: monkeypatch.setattr(ClassVAR, "_codes", staticmethod(codes))
+
+
+@pytest.mark.filterwarnings("ignore:toprovar pruned nothing")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"keep_ratio": 1.0},
+        {"keep_ratio": 0.3},
+        {"keep_ratio": 0.3, "pruned_keys": "computed"},
+        {"keep_ratio": 0.4, "restoration": "bypass", "entropy_source": "same-layer"},
+        {"keep_ratio": 0.4, "restoration": "cached-update"},
+        {"keep_ratio": 0.3, "layer_budgets": [0, 1, 1]},
+        {"keep_ratio": 0.3, "policy": "inverted"},
+    ],
+)
+def test_it_is_what_the_model_paints_if_its_own_code_ends_guidance(
+    under: Under, labels: Tensor, guides_early_only: Callable[[], None], options: dict[str, Any]
+) -> None:
+    guided = under(**options).autoregressive_infer_cfg(labels)
+    model = under(**options, guidance_until=FROM, strict=True)
+    ended = [model.autoregressive_infer_cfg(labels) for _ in range(2)]
+    data = toprovar_compiler.summary(model).to_dict()
+    assert torch.equal(ended[0], ended[1])
+    assert not torch.allclose(ended[0], guided), "guidance changes this picture"
+    guides_early_only()
+    model = under(**options)
+    torch.testing.assert_close(ended[0], model.autoregressive_infer_cfg(labels))
+    all_rows = toprovar_compiler.summary(model).to_dict()
+    assert data["fallbacks"] == {}
+    for ours, whole in zip(data["per_scale"], all_rows["per_scale"], strict=True):
+        halved = 2 if ours["scale"] >= FROM else 1
+        assert ours["tokens_total"] == 2 * whole["tokens_total"]  # of two generations
+        assert ours["tokens_computed"] * halved == 2 * whole["tokens_computed"]
+        assert ours["flops_total"] == 2 * whole["flops_total"]
+        assert ours["flops_computed"] * halved == 2 * whole["flops_computed"]
+
+
+@pytest.mark.filterwarnings("ignore:toprovar pruned nothing")
+def test_without_pruning_it_is_skipvars_replacement(
+    under: Under, model: Any, labels: Tensor, save: Save
+) -> None:
+    path = save(model, replace=constant(2))
+    ended = under(keep_ratio=1, guidance_until=FROM).autoregressive_infer_cfg(labels)
+    assert torch.equal(ended, under(policy="skipvar", decisions=path).autoregressive_infer_cfg(labels))
+
+
+@pytest.mark.filterwarnings("ignore:toprovar")
+def test_a_model_without_guidance_runs_as_it_would_and_says_so(under: Under, labels: Tensor) -> None:
+    plain = under(keep_ratio=0.3).autoregressive_infer_cfg(labels, cfg=0.0)
+    model = under(keep_ratio=0.3, guidance_until=FROM)
+    assert torch.equal(model.autoregressive_infer_cfg(labels, cfg=0.0), plain)
+    assert toprovar_compiler.summary(model).to_dict()["tokens_computed"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:toprovar")
+def test_a_loop_that_does_not_ask_runs_all_rows_and_says_so(under: Under, model: Any, labels: Tensor) -> None:
+    schedule = model.patch_nums
+    plain = under(keep_ratio=0.3).autoregressive_infer_cfg(labels)
+    ended = under(keep_ratio=0.3, guidance_until=FROM)
+    model.patch_nums = schedule
+    assert torch.equal(ended.autoregressive_infer_cfg(labels), plain)
+    ((reason, times),) = _fallbacks(ended).items()
+    assert "the model does not loop over the schedule that it states" in reason
+    assert times == 2, "at both scales"
+
+
+@pytest.mark.filterwarnings("ignore:toprovar")
+def test_a_model_that_states_no_schedule_runs_all_rows_and_says_so(labels: Tensor) -> None:
+    model, options = make(TextVAR, sides=(1, 2)), {"guidance_until": 1, "start_scale": 1, "keep_ratio": 1}
+    compiled = torch.compile(model, backend="toprovar", options=options)
+    compiled.paint(labels[None])
+    assert any("requires a model that states its schedule" in why for why in _fallbacks(compiled))
+    strict = torch.compile(model, backend="toprovar", options=options | {"strict": True})
+    with pytest.raises(UnsupportedGraphError, match="requires a model that states its schedule"):
+        strict.paint(labels[None])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"guidance_until": 0}, "guidance_until requires a whole number of at least 1"),
+        ({"guidance_until": 2.5}, "guidance_until requires a whole number of at least 1"),
+        ({"guidance_until": True}, "guidance_until requires a whole number of at least 1"),
+        (
+            {"guidance_until": 3, "policy": "fastvar"},
+            "requires 'toprovar' or one of its controls, got 'fastvar'",
+        ),
+        ({"guidance_until": 3, "policy": "dense"}, r"got 'dense'; .*\(keep_ratio=1 prunes nothing\)"),
+        ({"guidance_until": 3, "guidance_rows": 3}, "requires guidance_rows=2 or None, got 3"),
+    ],
+)
+def test_bad_options(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        Options(**given)
+
+
+def test_a_scale_that_the_model_does_not_have(under: Under) -> None:
+    with pytest.raises(OptionError, match=r"a scale of the model's schedule \(1 to 4\), got 5"):
+        under(guidance_until=5)
