@@ -80,12 +80,15 @@ def test_without_pruning_it_is_skipvars_replacement(
     assert torch.equal(ended, under(policy="skipvar", decisions=path).autoregressive_infer_cfg(labels))
 
 
-@pytest.mark.filterwarnings("ignore:toprovar")
-def test_a_model_without_guidance_runs_as_it_would_and_says_so(under: Under, labels: Tensor) -> None:
-    plain = under(keep_ratio=0.3).autoregressive_infer_cfg(labels, cfg=0.0)
-    model = under(keep_ratio=0.3, guidance_until=FROM)
+def test_without_guidance_there_are_no_rows_to_leave_out(under: Under, labels: Tensor) -> None:
+    model = under(keep_ratio=0.3)
+    plain = model.autoregressive_infer_cfg(labels, cfg=0.0)
+    before = toprovar_compiler.summary(model).to_dict()
+    model = under(keep_ratio=0.3, guidance_until=FROM, strict=True)
     assert torch.equal(model.autoregressive_infer_cfg(labels, cfg=0.0), plain)
-    assert toprovar_compiler.summary(model).to_dict()["tokens_computed"] > 0
+    after = toprovar_compiler.summary(model).to_dict()
+    assert after["fallbacks"] == {}
+    assert after["per_scale"] == before["per_scale"]
 
 
 @pytest.mark.filterwarnings("ignore:toprovar")
