@@ -30,7 +30,7 @@ from examples.emojivar.config import Config
 from examples.emojivar.model import EmojiVAR
 
 PROMPT = "a rocket on a plain navy background"
-_WARM_UPS = 4  # in the first toprovar learns and in the second it compiles; then CUDA graphs are recorded
+_WARM_UPS = 6  # in the first toprovar learns and in the second it compiles; then CUDA graphs are recorded
 _GRAPHS_PER_BLOCK = 64
 _OUTPUT_STD = 0.5  # of layers that start at zero, times the root of their inputs' number
 
@@ -62,6 +62,9 @@ def variants(scales: int) -> dict[str, Variant]:
         "toprovar dense, CUDA graphs": Variant("toprovar", graphs, {"policy": "dense"}),
         "toprovar": Variant("toprovar", options=plan),
         "toprovar, CUDA graphs": Variant("toprovar", graphs, plan),
+        "toprovar, guidance until the late scales, CUDA graphs": Variant(
+            "toprovar", graphs, {**plan, "guidance_until": scales - 4}
+        ),
         "FastVAR, CUDA graphs": Variant("toprovar", graphs, {"policy": "fastvar", **plan}),
     }
 

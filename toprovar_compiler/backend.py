@@ -10,6 +10,7 @@ from torch._inductor import list_mode_options
 
 from toprovar_compiler import dynamo_entry
 from toprovar_compiler.capture import capture, needs_gradients
+from toprovar_compiler.cuda_graphs import without_cuda_graphs
 from toprovar_compiler.errors import NoAttentionError, UnsupportedGraphError
 from toprovar_compiler.graph_runtime import GraphRuntime
 from toprovar_compiler.options import Mode, parse_options
@@ -48,11 +49,12 @@ class Backend:
                 captured = capture(gm)
             except UnsupportedGraphError as error:
                 return self._unsupported(compile_here(gm, example_inputs, self.settings), error)
-            dense = compile_here(captured, example_inputs, self.settings)
             try:
-                return GraphRuntime(captured, dense, self)
+                runtime = GraphRuntime(captured, self)
             except UnsupportedGraphError as error:
-                return self._unsupported(dense, error)
+                return self._unsupported(compile_here(captured, example_inputs, self.settings), error)
+            runtime.dense = compile_here(captured, example_inputs, without_cuda_graphs(self.settings))
+            return runtime
 
     def _unsupported(self, compiled: Compiled, error: UnsupportedGraphError) -> Compiled:
         """The graph as plain Inductor has it, its reason counted; under ``strict`` its call raises.

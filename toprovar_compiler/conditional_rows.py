@@ -65,7 +65,7 @@ class ConditionalRows:
                 results = call(*given, **given_named)
             finally:
                 generation.halving = False
-            return _repeat(results, generation.rows // 2)
+            return self._repeat(results, generation.rows // 2)
 
         return run
 
@@ -78,6 +78,20 @@ class ConditionalRows:
             if module not in inside and self.blocks[0] not in set(module.modules())
         ]
         return [module.register_forward_pre_hook(self._level(module), with_kwargs=True) for module in outside]
+
+    def _repeat(self, results: Any, half: int) -> Any:
+        session = self.owner.session
+        assert session is not None, "a generation has a session"
+        launcher = session.launcher
+
+        def repeated(leaf: Any) -> Any:
+            if not _has_rows(leaf, half):
+                return leaf
+            twice = _twice(leaf)
+            launcher.repeat(leaf, twice)
+            return twice
+
+        return _pytree.tree_map(repeated, results)
 
     def _replacing(self, given: Any) -> Generation | None:
         """The generation, if a block that gets this is called where unconditional rows are replaced.
@@ -149,10 +163,6 @@ def _halve(tree: Any, rows: int) -> tuple[tuple[str, ...], Any]:
     places = [_pytree.keystr(path) for path, leaf in leaves if _has_rows(leaf, rows)]
     halves = [leaf[: rows // 2] if _has_rows(leaf, rows) else leaf for _, leaf in leaves]
     return tuple(places), _pytree.tree_unflatten(halves, spec)
-
-
-def _repeat(tree: Any, half: int) -> Any:
-    return _pytree.tree_map(lambda leaf: _twice(leaf) if _has_rows(leaf, half) else leaf, tree)
 
 
 def _twice(rows: Tensor) -> Tensor:

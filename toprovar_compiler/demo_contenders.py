@@ -94,8 +94,12 @@ def compile_plainly(model: nn.Module, mode: Mode, blocks: str | None = None) -> 
 
 
 def recordings_of(mode: Mode) -> int:
-    """How many generations after the first Inductor warms up in and records CUDA graphs, one of each."""
-    return 2 if mode in GRAPH_MODES else 0
+    """How many generations after the first it takes until all CUDA graphs are recorded.
+
+    Inductor warms up in one and records in the next. Before that a scale's block calls are followed once
+    without compiling, and once compared, see :mod:`toprovar_compiler.scale_graphs`.
+    """
+    return 4 if mode in GRAPH_MODES else 0
 
 
 def speedup(slow: Contender, fast: Contender) -> float:

@@ -79,6 +79,19 @@ class Generation:
         self.layers_done.add(step.layer)
         self.kept.setdefault(step.scale, []).append((step.tokens, kept))
 
+    def shares_of_layers(self) -> dict[int, Tensor]:
+        """Per scale, [samples, N]: the share of layers that computed each token, where any left one out."""
+        shares: dict[int, Tensor] = {}
+        for scale, calls in self.kept.items():
+            known = [kept for _, kept in calls if kept is not None]
+            if not known:
+                continue
+            share = torch.zeros(known[0].shape[0], calls[0][0], device=known[0].device)
+            for _, kept in calls:
+                share += 1.0 if kept is None else torch.zeros_like(share).scatter(1, kept, 1.0)
+            shares[scale] = share / len(calls)
+        return shares
+
     def between_blocks_and_codes(self) -> bool:
         """Whether all layers of the running scale have run, and its codes are not there yet."""
         done = len(self.layers_done) == len(self.layers)

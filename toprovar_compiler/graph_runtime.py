@@ -13,8 +13,10 @@ from torch import Tensor, fx
 
 from toprovar_compiler.call_sizes import SizeReader, Sizes
 from toprovar_compiler.counters import Work
+from toprovar_compiler.cuda_graphs import without_cuda_graphs
 from toprovar_compiler.errors import UnsupportedGraphError
 from toprovar_compiler.kernels.hopper_attention import hopper_shortfall
+from toprovar_compiler.launches import BlockCall
 from toprovar_compiler.passes.base import GraphPass
 from toprovar_compiler.passes.drop_assertions import DropAssertions
 from toprovar_compiler.passes.flops import KEPT, pruned_flops
@@ -54,6 +56,7 @@ class Recipe(NamedTuple):
         return tuple(passes)
 
 
+_PLAIN = Recipe(None, maps=False)
 _WITH_ENTROPY = Recipe(None, maps=True)
 
 
@@ -73,15 +76,19 @@ class GraphRuntime:
 
     Args:
         captured: the pristine graph (never changed); its self-attention decides what N is.
-        dense: the compiled pristine graph.
         owner: has the session whose decisions are carried out.
+
+    Attributes:
+        dense: the compiled pristine graph; it must be set before the first call.
 
     Raises:
         UnsupportedGraphError: the graph has no attention over a residual stream; nothing to follow.
     """
 
-    def __init__(self, captured: fx.GraphModule, dense: Compiled, owner: SessionOwner) -> None:
-        self.dense, self.owner = dense, owner
+    dense: Compiled
+
+    def __init__(self, captured: fx.GraphModule, owner: SessionOwner) -> None:
+        self.captured, self.owner = captured, owner
         self.returned = len(outputs(captured.graph))
         self.typed = clone(captured)
         PassManager((DropAssertions(), MatchAttention()), "typed")(self.typed)
@@ -93,7 +100,7 @@ class GraphRuntime:
         self._attention, self.maps = attention, len(attention)
         self.stream, self.unsupported = _token_stream(self.typed)
         self._sizes = SizeReader(self.typed.graph, inputs, attention[0])
-        self._variants: dict[Recipe, list[Variant]] = {}
+        self._variants: dict[tuple[Recipe, bool], list[Variant]] = {}
         self._pruned_flops: dict[PrunedKeys, Callable[..., Any]] = {}
         # A generation asks for the same few answers at every call.
         self._work = functools.cache(self._count_work)
@@ -107,7 +114,7 @@ class GraphRuntime:
         if isinstance(decision, Prune):
             results, outcome, keep = self._run_pruned(session, arguments, key, sizes, step, decision)
         else:
-            results, outcome = self._run_dense(session, arguments, key, sizes, decision)
+            results, outcome = self._run_dense(session, arguments, key, sizes, step, decision)
             keep = None
         work = self._work(key, step.prefix, keep, session.options.pruned_keys)
         session.leave(step, outcome, work, self._flops_at(key))
@@ -125,12 +132,11 @@ class GraphRuntime:
         arguments: Sequence[Any],
         key: tuple[int, ...],
         sizes: Sizes,
+        step: Step,
         decision: Dense,
     ) -> tuple[Sequence[Any], Outcome]:
-        if decision.entropy and self.unsupported is None:
-            results = self._run_variant(session, _WITH_ENTROPY, key, arguments)
-        else:
-            results = self.dense(*arguments)
+        recipe = _WITH_ENTROPY if decision.entropy and self.unsupported is None else _PLAIN
+        results = self._run_variant(session, recipe, key, arguments, step)
         return results, self._outcome(results, len(results), None, arguments, sizes.keys)
 
     def _run_pruned(
@@ -149,30 +155,48 @@ class GraphRuntime:
         else:
             recipe = Recipe(pruned_keys, decision.maps, step.rows_per_sample)
             added = (decision.entropy, keep, decision.base)
-        results = self._run_variant(session, recipe, (*key, keep), (*arguments, *added))
+        results = self._run_variant(session, recipe, (*key, keep), (*arguments, *added), step)
         index = results[-1] if choice is None else choice.kept
         absent = sizes.tokens - keep if pruned_keys == "absent" else 0
         end = self.returned + (self.maps if decision.maps else 0)
         return results, self._outcome(results, end, index, arguments, sizes.keys - absent), keep
 
     def _run_variant(
-        self, session: Session, recipe: Recipe, sizes: tuple[int, ...], given: Sequence[Any]
+        self, session: Session, recipe: Recipe, sizes: tuple[int, ...], given: Sequence[Any], step: Step
     ) -> Sequence[Any]:
         if recipe.maps:
             for reason in self._slower_kernels:
                 # strict=True refuses where pruning could not be done; here all is done, only slower.
                 session.note(reason)
-        compiled = self._variants.setdefault(recipe, [])
+        run = self.dense if recipe == _PLAIN else self._variant(session, recipe, sizes, given, recorded=False)
+        recorded = functools.partial(self._variant, session, recipe, sizes, given, recorded=True)
+        return session.launcher.run(step, BlockCall(run, given, recorded))
+
+    def _variant(
+        self,
+        session: Session,
+        recipe: Recipe,
+        sizes: tuple[int, ...],
+        given: Sequence[Any],
+        *,
+        recorded: bool,
+    ) -> Compiled:
+        """A variant for these arguments; ``recorded``: with a CUDA graph of its own for each call."""
+        compiled = self._variants.setdefault((recipe, recorded), [])
         for variant in compiled:
             if variant.accepts(sizes, given):
-                return variant.run(*given)
-        graph = clone(self.typed)
+                return variant.run
+        pattern = self.captured if recipe == _PLAIN else self.typed
+        graph = clone(pattern)
         PassManager(recipe.passes(), recipe.name)(graph)
-        variant = compile_variant(graph, self.typed.graph, given, self.owner.settings)
+        settings = self.owner.settings if recorded else without_cuda_graphs(self.owner.settings)
+        variant = compile_variant(graph, pattern.graph, given, settings)
         variant.accepted.add(sizes)
         compiled.append(variant)
-        session.graph_compiled()
-        return variant.run(*given)
+        if not recorded:
+            # Recorded, it is no other graph; it is compiled again as soon as it proves to be needed.
+            session.graph_compiled()
+        return variant.run
 
     @functools.cached_property
     def _slower_kernels(self) -> set[str]:

@@ -11,10 +11,12 @@ from torch import Tensor
 from toprovar_compiler.counters import Counters, Work
 from toprovar_compiler.errors import OptionError, UnsupportedGraphError
 from toprovar_compiler.generation import FlopsOf, Generation
+from toprovar_compiler.launches import EachCall, Launcher
 from toprovar_compiler.options import Options
 from toprovar_compiler.policies import make_policy
 from toprovar_compiler.policies.base import Decision, Dense, Outcome, Prune, Step
 from toprovar_compiler.policies.error_bound import ErrorBound, error_bound
+from toprovar_compiler.scale_graphs import ScaleGraphs
 
 # Conditional, unconditional, and a second condition: no guidance scheme runs more rows for one sample.
 _MOST_GUIDANCE_ROWS = 3
@@ -40,6 +42,7 @@ class Session:
         self.options, self.schedule = options, schedule
         self.counters = Counters(name)
         self.policy = make_policy(options, schedule)
+        self.launcher: Launcher = ScaleGraphs() if options.records_cuda_graphs else EachCall()
         self.generation: Generation | None = None
         self.can_exit = False
         """Whether the model's loop asks :meth:`exits_before`."""
@@ -153,18 +156,7 @@ class Session:
 
     def kept_tokens(self) -> dict[int, Tensor]:
         """Per scale of the last generation, [samples, N]: the share of layers that computed each token."""
-        shares: dict[int, Tensor] = {}
-        if self.generation is None:
-            return shares
-        for scale, calls in self.generation.kept.items():
-            known = [kept for _, kept in calls if kept is not None]
-            if not known:
-                continue
-            share = torch.zeros(known[0].shape[0], calls[0][0], device=known[0].device)
-            for _, kept in calls:
-                share += 1.0 if kept is None else torch.zeros_like(share).scatter(1, kept, 1.0)
-            shares[scale] = share / len(calls)
-        return shares
+        return {} if self.generation is None else self.generation.shares_of_layers()
 
     def error_bound(self) -> ErrorBound | None:
         """The paper's bound for the last generation; None where its terms are not known.
@@ -251,6 +243,7 @@ class Session:
         if current is not None and (self.schedule is None or current.scale + 1 == len(self.schedule)):
             self._conclude(certain=self.schedule is not None)
         self.policy.start_generation()
+        self.launcher.start_generation()
         self.generation = Generation(self.options.guidance_rows)
         self.counters.generations += 1
         self.started = time.monotonic()
@@ -274,7 +267,7 @@ class Session:
     def _end_scale(self, current: Generation) -> None:
         if current.exit_mask is not None and current.sees_codes:
             self.note("residual codes of a pruned scale were not seen: its pruned tokens were not zeroed")
-        for reason in self.policy.complaints():
+        for reason in (*self.policy.complaints(), *self.launcher.complaints()):
             self.note(reason)
 
     def _check_start(self, scales: int) -> None:

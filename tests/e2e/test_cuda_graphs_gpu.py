@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.profiler import ProfilerActivity, profile
 
 import toprovar_compiler
 from benchmarks.model_shapes import random_model, twin
@@ -45,12 +46,13 @@ def _paint(model: Any, batches: Sequence[Sequence[str]], **options: Any) -> list
 @pytest.mark.parametrize(
     ("options", "batches"),
     [
-        ({"keep_ratio": 0.3}, [PROMPTS[:1], PROMPTS[1:]] * 2),
-        ({"policy": "fixed-exit", "start_scale": 4}, [PROMPTS[:1], PROMPTS[1:]] * 2),
-        ({"policy": "fastvar", "keep_ratio": 0.3}, [PROMPTS[:1], PROMPTS[1:]] * 2),
-        ({"policy": "dense"}, [PROMPTS[:1], PROMPTS] * 3),
+        ({"keep_ratio": 0.3}, [PROMPTS[:1], PROMPTS[1:]] * 3),
+        ({"keep_ratio": 0.3, "guidance_until": 3}, [PROMPTS] * 6),
+        ({"policy": "fixed-exit", "start_scale": 4}, [PROMPTS[:1], PROMPTS[1:]] * 3),
+        ({"policy": "fastvar", "keep_ratio": 0.3}, [PROMPTS[:1], PROMPTS[1:]] * 3),
+        ({"policy": "dense"}, [PROMPTS[:1], PROMPTS] * 5),
     ],
-    ids=["toprovar", "fixed-exit", "fastvar", "dense, batches of one and two"],
+    ids=["toprovar", "guidance ends", "fixed-exit", "fastvar", "dense, batches of one and two"],
 )
 def test_graphs_paint_what_launches_paint(
     models: tuple[Any, Any], options: dict[str, Any], batches: Sequence[Sequence[str]]
@@ -60,3 +62,20 @@ def test_graphs_paint_what_launches_paint(
     recorded = _paint(models[1], batches, mode="reduce-overhead", **options)
     assert all(map(torch.equal, launched, recorded))
     assert counters["inductor"]["cudagraph_skips"] == before
+    for_each_call = [reason for reason in _fallbacks(models[1]) if "for each block call" in reason]
+    # FastVAR chooses tokens anew in each block, by what the block is given.
+    assert len(for_each_call) == (options.get("policy") == "fastvar")
+
+
+def test_a_whole_scale_is_one_launch(models: tuple[Any, Any]) -> None:
+    _paint(models[1], [PROMPTS[:1]] * 5, mode="reduce-overhead", policy="dense")
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+        made = models[1].generate(list(PROMPTS[:1]), seed=7)
+    launches = sum(event.count for event in trace.key_averages() if event.key == "cudaGraphLaunch")
+    assert made.isfinite().all()
+    assert launches == len(CONFIG.patch_nums)
+
+
+def _fallbacks(model: Any) -> dict[str, int]:
+    found: dict[str, int] = toprovar_compiler.summary(model).to_dict()["fallbacks"]
+    return found

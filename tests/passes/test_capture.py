@@ -111,7 +111,8 @@ def test_with_nothing_to_prune_the_captured_graph_runs_as_it_was_captured() -> N
         return gm(*given)
 
     session = Session("toy", Options(policy="dense"), schedule=None)
-    runtime = GraphRuntime(gm, dense, _Owner(session))  # type: ignore[arg-type]
+    runtime = GraphRuntime(gm, _Owner(session))  # type: ignore[arg-type]
+    runtime.dense = dense
     assert_equal(runtime(*arguments), run(gm, *arguments))
     gm.recompile()
     assert gm.code == before

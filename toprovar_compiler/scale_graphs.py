@@ -1,0 +1,204 @@
+"""One CUDA graph for all block calls of a scale, instead of one for each.
+
+A CUDA graph for each block call costs the host more time than a GPU needs for the block, unless the model is
+large. So the calls of a scale become one function once it has been seen that they follow from each other: its
+graph is replayed when the scale's first block is called. The calls that come after are compared with what was
+run ahead, and get its results. Whatever differs is run as it came: block graphs change nothing that they are
+given, so that what was run ahead for nothing does no harm.
+
+    1st generation   block calls run one by one, and are followed     (Trace)
+    2nd              ... and the function's results compared with theirs; it warms up
+    3rd              the function is recorded
+    from then on     it is replayed
+
+What is compared of a tensor is which memory it is, and its version where it has one. A model that changes, in
+place and between blocks, what one block returned and the next is given, is found in the second generation.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toprovar_compiler.cuda_graphs import Recorded, record_cuda_graph
+from toprovar_compiler.launches import BlockCall
+from toprovar_compiler.policies.base import Step
+from toprovar_compiler.scale_program import Expected, Program, Results, Trace, is_same
+
+Record = Callable[[Recorded, Sequence[int], int, torch.device], Recorded]
+
+_ATTEMPTS = 3  # the first generation may run other graphs than later ones, which know more sizes
+_INSTEAD = "CUDA graphs are recorded for each block call, not for each scale: "
+_ELSEWHERE = f"{_INSTEAD}a block is given a tensor that is not on the GPU"
+_CHANGED = f"{_INSTEAD}the blocks of a scale are not called as they were the generation before"
+_DIFFERS = f"{_INSTEAD}run ahead, the blocks give other results; what they return is changed between them"
+
+
+@dataclass
+class _Ready:
+    """A scale's program, how it runs, and whether its results were compared."""
+
+    program: Program
+    run: Recorded
+    confirmed: bool = False
+
+
+class ScaleGraphs:
+    """Launches a session's block calls scale by scale.
+
+    Args:
+        record: makes a CUDA graph of a function.
+        device: the type of device that has them; on others kernels are launched one by one.
+    """
+
+    def __init__(self, record: Record = record_cuda_graph, device: str = "cuda") -> None:
+        self._record, self._device = record, device
+        self._ready: dict[Hashable, _Ready] = {}
+        self._failures: Counter[Hashable] = Counter()
+        self._reasons: list[str] = []
+        self._scale: int | None = None
+        self._key: Hashable = None
+        self._trace: Trace | None = None
+        self._ahead: _Ahead | None = None
+        self.start_generation()
+
+    def start_generation(self) -> None:
+        self._end_scale()
+        self._results: list[Results] = []
+
+    def run(self, step: Step, call: BlockCall) -> Results:
+        if step.scale != self._scale:
+            self._end_scale()
+            self._begin_scale(step, call)
+        if self._ahead is not None:
+            results = self._take(self._ahead, call)
+        elif self._failures[self._key] >= _ATTEMPTS:
+            results = call.recorded()(*call.given)
+        else:
+            results = call.run(*call.given)
+        if self._trace is not None:
+            self._trace.add(call, results)
+        self._results.append(results)
+        return results
+
+    def repeat(self, rows: Tensor, repeated: Tensor) -> None:
+        for follower in (self._trace, self._ahead):
+            if follower is not None:
+                follower.repeated.append((rows, repeated))
+
+    def complaints(self) -> list[str]:
+        reasons, self._reasons = self._reasons, []
+        return reasons
+
+    def _begin_scale(self, step: Step, call: BlockCall) -> None:
+        self._scale, self._key = step.scale, _key(step, call)
+        earlier, self._results = self._results, []
+        devices = {value.device.type for value in call.given if isinstance(value, Tensor)}
+        if self._device not in devices or self._failures[self._key] >= _ATTEMPTS:
+            return
+        ready = self._ready.get(self._key)
+        if len(devices) > 1:
+            self._give_up(_ELSEWHERE)
+        elif ready is None:
+            self._trace = Trace(earlier)
+        else:
+            inputs = ready.program.gather(call.given, earlier)
+            if inputs is None:
+                self._discard(_CHANGED)
+            else:
+                self._ahead = _Ahead(ready, inputs)
+
+    def _take(self, ahead: _Ahead, call: BlockCall) -> Results:
+        """The results that were run ahead, if this is the call that was expected."""
+        expected = ahead.next(call)
+        if expected is None:
+            self._discard(_CHANGED)
+            return call.run(*call.given)
+        if not ahead.ready.confirmed:
+            results = call.run(*call.given)
+            if not all(map(_equal, results, expected.results)):
+                self._give_up(_DIFFERS)
+                return results
+        return expected.results
+
+    def _end_scale(self) -> None:
+        if self._trace is not None:
+            self._make_ready(self._trace)
+        if self._ahead is not None:
+            if self._ahead.is_done:
+                self._ahead.ready.confirmed = True
+            else:
+                self._discard(_CHANGED)
+        self._scale = self._key = self._trace = self._ahead = None
+
+    def _make_ready(self, trace: Trace) -> None:
+        if trace.unknown is not None:
+            self._give_up(f"{_INSTEAD}{trace.unknown}")
+            return
+        program = trace.program()
+        run = self._record(program, program.fixed, program.outputs, trace.device)
+        self._ready[self._key] = _Ready(program, run)
+
+    def _discard(self, reason: str) -> None:
+        """The program is of no use: the next generation is followed anew, unless that was too often."""
+        self._ahead = None
+        self._ready.pop(self._key, None)
+        self._failures[self._key] += 1
+        if self._failures[self._key] == _ATTEMPTS:
+            self._reasons.append(reason)
+
+    def _give_up(self, reason: str) -> None:
+        self._failures[self._key] = _ATTEMPTS - 1
+        self._discard(reason)
+
+
+class _Ahead:
+    """A scale that was run ahead: its calls as they are expected, with what they return."""
+
+    def __init__(self, ready: _Ready, inputs: list[Tensor]) -> None:
+        self.ready = ready
+        self.repeated: list[tuple[Tensor, Tensor]] = []
+        results = ready.program.split(ready.run(list(inputs)))
+        self._expected = deque(ready.program.expected(inputs, results))
+        self._versions = dict(_versions(chain(inputs, *results)))
+
+    @property
+    def is_done(self) -> bool:
+        return not self._expected
+
+    def next(self, call: BlockCall) -> Expected | None:
+        """The expected call, if ``call`` is it."""
+        expected = self._expected.popleft() if self._expected else None
+        if expected is None or call.run is not expected.run or len(call.given) != len(expected.given):
+            return None
+        return expected if all(map(self._is_same, call.given, expected.given)) else None
+
+    def _is_same(self, argument: Any, wanted: Any) -> bool:
+        if not is_same(argument, wanted, self.repeated):
+            return False
+        version = self._versions.get(id(wanted))
+        return version is None or wanted._version == version
+
+
+def _versions(values: Iterable[Any]) -> Iterable[tuple[int, int]]:
+    """Tensors made in inference mode have none."""
+    return ((id(v), v._version) for v in values if isinstance(v, Tensor) and not v.is_inference())
+
+
+def _key(step: Step, call: BlockCall) -> Hashable:
+    sizes = [value.shape if isinstance(value, Tensor) else value for value in call.given]
+    return step.scale, call.run, tuple(sizes)
+
+
+def _equal(value: Any, other: Any) -> bool:
+    """The same numbers, or not a number at the same places."""
+    if not isinstance(value, Tensor) or not isinstance(other, Tensor):
+        return type(value) is type(other) and bool(value == other)
+    both_nan = value.isnan() & other.isnan() if value.is_floating_point() else False
+    return value.shape == other.shape and bool(((value == other) | both_nan).all())
