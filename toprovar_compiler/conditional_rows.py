@@ -9,7 +9,7 @@ All later scales are replaced as well, so halves of caches are never missed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -30,8 +30,13 @@ _REFUSED = (
     "the unconditional branch was not replaced: a block gives other results for the conditional rows alone, "
     "or cannot run them"
 )
+# What is no tensor and holds none.
+_PLAIN = (int, float, str, bytes, type(None), nn.Module)
 # What every module holds of its own is neither cache nor argument.
 _OWN = frozenset(vars(nn.Module()))
+
+Attribute = tuple[str, nn.Module, str, Any]
+"""Path, module, name, value."""
 
 
 class Owner(Protocol):
@@ -49,17 +54,21 @@ class ConditionalRows:
 
     def __init__(self, blocks: Sequence[nn.Module], owner: Owner) -> None:
         self.blocks, self.owner = list(blocks), owner
-        self._fits: dict[tuple[str, ...], bool] = {}
+        self._modules = {block: list(block.named_modules()) for block in self.blocks}
+        self._fits: dict[Hashable, bool] = {}
 
     def halved(self, block: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
         """``call``, a compiled call of ``block``, that runs half of the rows where that is due."""
 
         def run(*arguments: Any, **named: Any) -> Any:
-            generation = self._replacing((arguments, named))
-            if generation is None or not self._may_halve(block, arguments, named, generation):
+            generation = self._replacing((*arguments, *named.values()))
+            if generation is None:
                 return call(*arguments, **named)
-            _halve_caches(block, generation.rows)
-            _, (given, given_named) = _halve((arguments, named), generation.rows)
+            attributes = self._attributes(block)
+            if not self._may_halve(block, attributes, arguments, named, generation):
+                return call(*arguments, **named)
+            _halve_caches(attributes, generation.rows)
+            given, given_named = _halve_call(arguments, named, generation.rows)
             generation.halving = generation.halved = True
             try:
                 results = call(*given, **given_named)
@@ -91,9 +100,18 @@ class ConditionalRows:
             launcher.repeat(leaf, twice)
             return twice
 
-        return _pytree.tree_map(repeated, results)
+        return _of_tensors(results, repeated)
 
-    def _replacing(self, given: Any) -> Generation | None:
+    def _attributes(self, block: nn.Module) -> list[Attribute]:
+        """What the block's modules hold of their own that may be or hold tensors."""
+        return [
+            (f"{path}.{name}", module, name, value)
+            for path, module in self._modules[block]
+            for name, value in vars(module).items()
+            if name not in _OWN and not isinstance(value, _PLAIN)
+        ]
+
+    def _replacing(self, given: tuple[Any, ...]) -> Generation | None:
         """The generation, if a block that gets this is called where unconditional rows are replaced.
 
         A generation that broke off is told by the number of tokens: the next one starts with fewer.
@@ -110,12 +128,20 @@ class ConditionalRows:
             return self._refuse(session, generation, _OTHER_GUIDANCE)
         return generation
 
-    def _may_halve(self, block: nn.Module, arguments: Any, named: Any, generation: Generation) -> bool:
+    def _may_halve(
+        self,
+        block: nn.Module,
+        attributes: Sequence[Attribute],
+        arguments: Any,
+        named: Any,
+        generation: Generation,
+    ) -> bool:
         rows, session = generation.rows, self.owner.session
         assert session is not None, "a generation has a session"
-        kind = (*_halve((arguments, named), rows)[0], *_cached(block, rows))
+        given = [*enumerate(arguments), *named.items()]
+        kind = (*((name, _places(value, rows)) for name, value in given), *_cached(attributes, rows))
         if kind not in self._fits:
-            self._fits[kind] = _halves_fit(block, arguments, named, rows)
+            self._fits[kind] = _halves_fit(block, attributes, arguments, named, rows)
         if not self._fits[kind]:
             self._refuse(session, generation, _REFUSED)
         return self._fits[kind]
@@ -157,65 +183,80 @@ class ConditionalRows:
         session.fall_back(reason)
 
 
-def _halve(tree: Any, rows: int) -> tuple[tuple[str, ...], Any]:
-    """Where tensors have ``rows`` rows, and the tree with the first half of each of these."""
-    leaves, spec = _pytree.tree_flatten_with_path(tree)
-    places = [_pytree.keystr(path) for path, leaf in leaves if _has_rows(leaf, rows)]
-    halves = [leaf[: rows // 2] if _has_rows(leaf, rows) else leaf for _, leaf in leaves]
-    return tuple(places), _pytree.tree_unflatten(halves, spec)
+def _halve_call(arguments: Any, named: Any, rows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    half = tuple(_halve(value, rows) for value in arguments)
+    return half, {name: _halve(value, rows) for name, value in named.items()}
+
+
+def _halve(value: Any, rows: int) -> Any:
+    """The first half of each tensor that has ``rows`` rows."""
+    return _of_tensors(value, lambda leaf: leaf[: rows // 2] if _has_rows(leaf, rows) else leaf)
+
+
+def _of_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    return value if isinstance(value, _PLAIN) else _pytree.tree_map(change, value)
+
+
+def _places(value: Any, rows: int) -> Hashable:
+    """Where ``value`` has tensors of ``rows`` rows."""
+    if isinstance(value, (Tensor, *_PLAIN)):
+        return _has_rows(value, rows)
+    leaves = _pytree.tree_leaves_with_path(value)
+    return tuple(_pytree.keystr(path) for path, leaf in leaves if _has_rows(leaf, rows))
 
 
 def _twice(rows: Tensor) -> Tensor:
     return torch.cat((rows, rows))
 
 
-def _has_tokens(given: Any, rows: int, tokens: int) -> bool:
-    """Whether a tensor [rows, tokens, C] is among what is given."""
-    leaves = [leaf for leaf in _pytree.tree_leaves(given) if isinstance(leaf, Tensor)]
-    return any(leaf.shape[:2] == (rows, tokens) and leaf.is_floating_point() for leaf in leaves)
+def _has_tokens(given: tuple[Any, ...], rows: int, tokens: int) -> bool:
+    """Whether a tensor [rows, tokens, C] is among what is given, or within it."""
+    return any(_is_stream(value, rows, tokens) for value in given) or any(
+        _is_stream(leaf, rows, tokens)
+        for value in given
+        if not isinstance(value, (Tensor, *_PLAIN))
+        for leaf in _pytree.tree_leaves(value)
+    )
+
+
+def _is_stream(value: Any, rows: int, tokens: int) -> bool:
+    return isinstance(value, Tensor) and value.shape[:2] == (rows, tokens) and value.is_floating_point()
 
 
 def _has_rows(leaf: Any, rows: int) -> bool:
     return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == rows
 
 
-def _attributes(block: nn.Module) -> Iterator[tuple[str, nn.Module, str, Any]]:
-    """What the block's modules hold as attributes of their own: path, module, name, value."""
-    for path, module in block.named_modules():
-        for name, value in list(vars(module).items()):
-            if name not in _OWN:
-                yield f"{path}.{name}", module, name, value
-
-
-def _cached(block: nn.Module, rows: int) -> tuple[str, ...]:
-    """Where the block's modules hold tensors of all rows or, from an earlier halved call, of half of them."""
+def _cached(attributes: Sequence[Attribute], rows: int) -> list[str]:
+    """Where modules hold tensors of all rows or, from an earlier halved call, of half of them."""
     found = []
-    for path, _, _, value in _attributes(block):
-        leaves = _pytree.tree_leaves(value)
+    for path, _, _, value in attributes:
+        leaves = [value] if isinstance(value, Tensor) else _pytree.tree_leaves(value)
         if any(_has_rows(leaf, rows) or _has_rows(leaf, rows // 2) for leaf in leaves):
             found.append(path)
-    return tuple(found)
+    return found
 
 
-def _halve_caches(block: nn.Module, rows: int) -> None:
-    for _, module, name, value in _attributes(block):
-        if isinstance(value, (Tensor, tuple)):
-            places, half = _halve(value, rows)
-            if places:
-                setattr(module, name, half)
+def _halve_caches(attributes: Sequence[Attribute], rows: int) -> None:
+    for _, module, name, value in attributes:
+        if isinstance(value, (Tensor, tuple)) and _places(value, rows):
+            setattr(module, name, _halve(value, rows))
 
 
-def _halves_fit(block: nn.Module, arguments: Any, named: Any, rows: int) -> bool:
-    """Run the block twice, uncompiled, and compare the conditional rows; its caches are as before."""
-    attributes = list(_attributes(block))
+def _halves_fit(
+    block: nn.Module, attributes: Sequence[Attribute], arguments: Any, named: Any, rows: int
+) -> bool:
+    """Run the block twice, uncompiled, and compare the conditional rows; its ``attributes`` are as before."""
     for _, _, _, value in attributes:
         if isinstance(value, (list, dict)) and any(_has_rows(x, rows) for x in _pytree.tree_leaves(value)):
             return False  # what is changed in place cannot be put back
-    _, (given, given_named) = _halve((arguments, named), rows)
+    given, given_named = _halve_call(arguments, named, rows)
     try:
         full = block.forward(*arguments, **named)
         _put_back(attributes)
-        _halve_caches(block, rows)
+        _halve_caches(attributes, rows)
         half = block.forward(*given, **given_named)
     except (RuntimeError, IndexError, ValueError, TypeError):
         return False
@@ -225,7 +266,7 @@ def _halves_fit(block: nn.Module, arguments: Any, named: Any, rows: int) -> bool
     return len(wanted) == len(got) and all(_is_half(a, b, rows) for a, b in zip(wanted, got, strict=True))
 
 
-def _put_back(attributes: list[tuple[str, nn.Module, str, Any]]) -> None:
+def _put_back(attributes: Sequence[Attribute]) -> None:
     for _, module, name, value in attributes:
         setattr(module, name, value)
 

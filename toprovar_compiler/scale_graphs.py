@@ -18,9 +18,8 @@ place and between blocks, what one block returned and the next is given, is foun
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from torch import Tensor
 from toprovar_compiler.cuda_graphs import Recorded, record_cuda_graph
 from toprovar_compiler.launches import BlockCall
 from toprovar_compiler.policies.base import Step
-from toprovar_compiler.scale_program import Expected, Program, Results, Trace, is_same
+from toprovar_compiler.scale_program import Program, Results, Trace
 
 Record = Callable[[Recorded, Sequence[int], int, torch.device], Recorded]
 
@@ -116,16 +115,16 @@ class ScaleGraphs:
 
     def _take(self, ahead: _Ahead, call: BlockCall) -> Results:
         """The results that were run ahead, if this is the call that was expected."""
-        expected = ahead.next(call)
-        if expected is None:
+        results = ahead.take(call)
+        if results is None:
             self._discard(_CHANGED)
             return call.run(*call.given)
         if not ahead.ready.confirmed:
-            results = call.run(*call.given)
-            if not all(map(_equal, results, expected.results)):
+            own = call.run(*call.given)
+            if not all(map(_equal, own, results)):
                 self._give_up(_DIFFERS)
-                return results
-        return expected.results
+                return own
+        return results
 
     def _end_scale(self) -> None:
         if self._trace is not None:
@@ -159,36 +158,28 @@ class ScaleGraphs:
 
 
 class _Ahead:
-    """A scale that was run ahead: its calls as they are expected, with what they return."""
+    """A scale that was run ahead: the calls that are expected, with what they return."""
 
     def __init__(self, ready: _Ready, inputs: list[Tensor]) -> None:
         self.ready = ready
         self.repeated: list[tuple[Tensor, Tensor]] = []
-        results = ready.program.split(ready.run(list(inputs)))
-        self._expected = deque(ready.program.expected(inputs, results))
-        self._versions = dict(_versions(chain(inputs, *results)))
+        program = ready.program
+        self._values = program.values(inputs, ready.run(list(inputs)))
+        self._versions = {
+            slot: value._version for slot, value in enumerate(self._values) if not value.is_inference()
+        }
+        self._calls = deque(program.calls)
 
     @property
     def is_done(self) -> bool:
-        return not self._expected
+        return not self._calls
 
-    def next(self, call: BlockCall) -> Expected | None:
-        """The expected call, if ``call`` is it."""
-        expected = self._expected.popleft() if self._expected else None
-        if expected is None or call.run is not expected.run or len(call.given) != len(expected.given):
+    def take(self, call: BlockCall) -> Results | None:
+        """What ``call`` returns, if it is the one that was expected next."""
+        expected = self._calls.popleft() if self._calls else None
+        if expected is None or not expected.fits(call, self._values, self._versions, self.repeated):
             return None
-        return expected if all(map(self._is_same, call.given, expected.given)) else None
-
-    def _is_same(self, argument: Any, wanted: Any) -> bool:
-        if not is_same(argument, wanted, self.repeated):
-            return False
-        version = self._versions.get(id(wanted))
-        return version is None or wanted._version == version
-
-
-def _versions(values: Iterable[Any]) -> Iterable[tuple[int, int]]:
-    """Tensors made in inference mode have none."""
-    return ((id(v), v._version) for v in values if isinstance(v, Tensor) and not v.is_inference())
+        return expected.returned(self._values)
 
 
 def _key(step: Step, call: BlockCall) -> Hashable:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +14,11 @@ from toprovar_compiler.launches import BlockCall
 from toprovar_compiler.variants import Compiled
 
 Results = Sequence[Any]
+Repeated = Sequence[tuple[Tensor, Tensor]]
+"""Pairs of a result and of its copy twice over; the copy's first half stands for the result."""
+
+Versions = Mapping[int, int]
+"""Of the values in these slots; tensors made in inference mode have none."""
 
 # How Dynamo marks the tensors of a model that stay where they are: buffers, and what was marked by hand.
 _STATIC = "_dynamo_static_input_type"
@@ -39,7 +46,7 @@ class Earlier(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A weight, a number, an empty tensor: the same object each time."""
+    """A weight, a number, an empty tensor: the same each time."""
 
     value: Any
 
@@ -47,63 +54,128 @@ class Held(NamedTuple):
 Source = Given | Result | Earlier | Held
 
 
-class Expected(NamedTuple):
-    """A block call that is known before it comes, and what it returns."""
+@dataclass
+class _Call:
+    """A block call.
+
+    Attributes:
+        moving: positions of arguments, and the slots of the program's values where they are.
+        weights, numbers: positions of arguments that are the same each time, and these.
+        results: for each its slot if it is a tensor, else None and what it is.
+    """
 
     run: Compiled
-    given: list[Any]
-    results: Results
+    moving: list[tuple[int, int]]
+    weights: tuple[list[int], list[Tensor]]
+    numbers: tuple[list[int], list[Any]]
+    results: list[tuple[int | None, Any]]
+
+    @property
+    def count(self) -> int:
+        """How many arguments it has."""
+        return len(self.moving) + len(self.weights[0]) + len(self.numbers[0])
+
+    def arguments(self, values: Sequence[Tensor]) -> list[Any]:
+        given: list[Any] = [None] * self.count
+        for position, slot in self.moving:
+            given[position] = values[slot]
+        for position, value in chain(zip(*self.weights, strict=True), zip(*self.numbers, strict=True)):
+            given[position] = value
+        return given
+
+    def returned(self, values: Sequence[Tensor]) -> list[Any]:
+        return [value if slot is None else values[slot] for slot, value in self.results]
+
+    def fits(self, call: BlockCall, values: Sequence[Tensor], versions: Versions, repeated: Repeated) -> bool:
+        """Whether ``call`` is this one, with ``values`` unchanged since they had these ``versions``."""
+        given = call.given
+        if call.run is not self.run or len(given) != self.count:
+            return False
+        positions, numbers = self.numbers
+        if [given[position] for position in positions] != numbers:
+            return False
+        positions, weights = self.weights
+        if not all(map(is_same, map(given.__getitem__, positions), weights)):
+            return False
+        for position, slot in self.moving:
+            wanted = values[slot]
+            if not is_same(given[position], wanted, repeated):
+                return False
+            if slot in versions and wanted._version != versions[slot]:
+                return False
+        return True
 
 
 class Program:
     """The block calls of a scale, one after another: a function from tensors to all tensors they return.
 
-    Its inputs are what the first call is given, then results of the previous scale, then weights.
+    Its values are what it is given of the first call and of the previous scale, then all results.
     """
 
-    def __init__(self, runs: list[Compiled], sources: list[list[Source]], patterns: list[list[Any]]) -> None:
-        self._runs, self._sources, self._patterns = runs, sources, patterns
-        used = [source for of_call in sources for source in of_call]
-        outer = dict.fromkeys(source for source in used if isinstance(source, (Given, Earlier)))
-        # Tensors cannot be told apart by value: weights are found by identity.
-        weights = {id(source.value): source for source in used if isinstance(source, Held)}
-        held = [source for source in weights.values() if isinstance(source.value, Tensor)]
-        self._inputs: list[Source] = [*outer, *held]
-        self.fixed = tuple(range(len(outer), len(self._inputs)))
-        """Positions of the inputs that lie where they lay the last time."""
-        self.outputs = sum(value is _TENSOR for pattern in patterns for value in pattern)
+    def __init__(self) -> None:
+        self.calls: list[_Call] = []
+        self.outputs = 0
+        """How many tensors all calls return."""
+        self._outer: list[Given | Earlier] = []
+        self._weights: dict[int, Tensor] = {}
+
+    @classmethod
+    def of(
+        cls, runs: Sequence[Compiled], sources: Sequence[list[Source]], results: Sequence[Results]
+    ) -> Program:
+        """The calls of ``runs``, whose arguments come from ``sources``, and which returned ``results``."""
+        made = cls()
+        used = chain.from_iterable(sources)
+        made._outer = list(dict.fromkeys(source for source in used if isinstance(source, (Given, Earlier))))
+        slots: dict[Source, int] = {source: slot for slot, source in enumerate(made._outer)}
+        for call, (run, of_call, returned) in enumerate(zip(runs, sources, results, strict=True)):
+            made.calls.append(made._call(run, of_call, slots))
+            for position, value in enumerate(returned):
+                slot = None
+                if isinstance(value, Tensor):
+                    slot = slots[Result(call, position)] = len(made._outer) + made.outputs
+                    made.outputs += 1
+                made.calls[-1].results.append((slot, None if slot is not None else value))
+        return made
+
+    def _call(self, run: Compiled, sources: list[Source], slots: dict[Source, int]) -> _Call:
+        call = _Call(run, [], ([], []), ([], []), [])
+        for position, source in enumerate(sources):
+            if not isinstance(source, Held):
+                call.moving.append((position, slots[source]))
+                continue
+            is_weight = isinstance(source.value, Tensor)
+            if is_weight:
+                # By identity: tensors cannot be told apart by value.
+                self._weights[id(source.value)] = source.value
+            positions, values = call.weights if is_weight else call.numbers
+            positions.append(position)
+            values.append(source.value)
+        return call
+
+    @property
+    def fixed(self) -> tuple[int, ...]:
+        """Positions of the inputs that lie where they lay the last time: the weights, which come last."""
+        return tuple(range(len(self._outer), len(self._outer) + len(self._weights)))
 
     def gather(self, given: Sequence[Any], earlier: Sequence[Results]) -> list[Tensor] | None:
         """The inputs; None where the previous scale has not left what is needed."""
-        found = []
-        for source in self._inputs:
-            value = _outer(source, given, earlier)
-            if not isinstance(value, Tensor):
-                return None
-            found.append(value)
-        return found
+        found = [_outer(source, given, earlier) for source in self._outer]
+        if not all(isinstance(value, Tensor) for value in found):
+            return None
+        return [*found, *self._weights.values()]
 
     def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
         """All tensors among the results of all calls; ``inputs`` is emptied, as Inductor's graphs do."""
-        known = {_key(source): value for source, value in zip(self._inputs, inputs, strict=True)}
+        values = inputs[: len(self._outer)]
         inputs.clear()
-        done: list[Results] = []
-        for run, of_call in zip(self._runs, self._sources, strict=True):
-            done.append(list(run(*[_resolve(source, known, done) for source in of_call])))
-        return [value for results in done for value in results if isinstance(value, Tensor)]
+        for call in self.calls:
+            values.extend(value for value in call.run(*call.arguments(values)) if isinstance(value, Tensor))
+        return values[len(self._outer) :]
 
-    def split(self, tensors: Sequence[Tensor]) -> list[Results]:
-        """What the calls return, of all their tensors."""
-        left = iter(tensors)
-        return [[next(left) if value is _TENSOR else value for value in p] for p in self._patterns]
-
-    def expected(self, inputs: Sequence[Tensor], results: list[Results]) -> list[Expected]:
-        """What each call is to be, and what it then returns."""
-        known = {_key(source): value for source, value in zip(self._inputs, inputs, strict=True)}
-        return [
-            Expected(run, [_resolve(source, known, results) for source in of_call], returned)
-            for run, of_call, returned in zip(self._runs, self._sources, results, strict=True)
-        ]
+    def values(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
+        """What the slots of the calls number."""
+        return [*inputs[: len(self._outer)], *outputs]
 
 
 class Trace:
@@ -122,7 +194,6 @@ class Trace:
         self._runs: list[Compiled] = []
         self._sources: list[list[Source]] = []
         self.repeated: list[tuple[Tensor, Tensor]] = []
-        """Pairs of a result and of its copy twice over, see :func:`is_same`."""
 
     @property
     def device(self) -> torch.device:
@@ -141,8 +212,7 @@ class Trace:
         self.results.append(results)
 
     def program(self) -> Program:
-        patterns = [[_TENSOR if isinstance(v, Tensor) else v for v in results] for results in self.results]
-        return Program(self._runs, self._sources, patterns)
+        return Program.of(self._runs, self._sources, self.results)
 
     def _source(self, argument: Any) -> Source | None:
         if not isinstance(argument, Tensor) or is_fixed(argument) or not argument.numel():
@@ -152,7 +222,7 @@ class Trace:
                 if is_same(argument, value, self.repeated):
                     return Result(call, position)
         for position, value in enumerate(self._given):
-            if is_same(argument, value, ()):
+            if is_same(argument, value):
                 return Given(position)
         return self._among_earlier(argument)
 
@@ -160,7 +230,7 @@ class Trace:
         rows = len(argument) if argument.dim() else 0
         for call, results in enumerate(self._earlier):
             for position, value in enumerate(results):
-                if _has_rows(value, rows) and is_same(argument, _first_rows(value, rows), ()):
+                if _has_rows(value, rows) and is_same(argument, _first_rows(value, rows)):
                     return Earlier(call, position, rows)
         return None
 
@@ -170,7 +240,7 @@ def is_fixed(tensor: Tensor) -> bool:
     return isinstance(tensor, nn.Parameter) or hasattr(tensor, _STATIC)
 
 
-def is_same(argument: Any, wanted: Any, repeated: Sequence[tuple[Tensor, Tensor]]) -> bool:
+def is_same(argument: Any, wanted: Any, repeated: Repeated = ()) -> bool:
     """Whether both are the same memory seen in the same way, or the same number.
 
     ``wanted`` must be held meanwhile: memory that is given back may be another tensor's next.
@@ -191,9 +261,6 @@ def is_same(argument: Any, wanted: Any, repeated: Sequence[tuple[Tensor, Tensor]
     return any(rows is wanted and argument.data_ptr() == copy.data_ptr() for rows, copy in repeated)
 
 
-_TENSOR = object()
-
-
 def _has_rows(value: Any, rows: int) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and len(value) >= rows > 0
 
@@ -202,23 +269,8 @@ def _first_rows(value: Tensor, rows: int) -> Tensor:
     return value if len(value) == rows else value[:rows]
 
 
-def _key(source: Source) -> Any:
-    return id(source.value) if isinstance(source, Held) else source
-
-
-def _outer(source: Source, given: Sequence[Any], earlier: Sequence[Results]) -> Any:
+def _outer(source: Given | Earlier, given: Sequence[Any], earlier: Sequence[Results]) -> Any:
     if isinstance(source, Given):
-        return given[source.position] if source.position < len(given) else None
-    if isinstance(source, Earlier):
-        found: Any = earlier[source.call][source.position] if source.call < len(earlier) else None
-        return _first_rows(found, source.rows) if _has_rows(found, source.rows) else None
-    assert isinstance(source, Held), "results of the same scale are no inputs"
-    return source.value
-
-
-def _resolve(source: Source, known: dict[Any, Any], done: Sequence[Results]) -> Any:
-    if isinstance(source, Result):
-        return done[source.call][source.position]
-    if isinstance(source, Held) and not isinstance(source.value, Tensor):
-        return source.value
-    return known[_key(source)]
+        return given[source.position]
+    found: Any = earlier[source.call][source.position] if source.call < len(earlier) else None
+    return _first_rows(found, source.rows) if _has_rows(found, source.rows) else None

@@ -69,7 +69,7 @@ def test_graphs_paint_what_launches_paint(
 
 def test_a_whole_scale_is_one_launch(models: tuple[Any, Any]) -> None:
     _paint(models[1], [PROMPTS[:1]] * 5, mode="reduce-overhead", policy="dense")
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
         made = models[1].generate(list(PROMPTS[:1]), seed=7)
     launches = sum(event.count for event in trace.key_averages() if event.key == "cudaGraphLaunch")
     assert made.isfinite().all()

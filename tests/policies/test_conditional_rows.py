@@ -16,6 +16,7 @@ from tests.toy_generators import AdaBlock, ClassVAR, CrossBlock, make
 from toprovar_compiler.conditional_rows import ConditionalRows
 from toprovar_compiler.errors import UnsupportedGraphError
 from toprovar_compiler.generation import Generation
+from toprovar_compiler.launches import EachCall
 from toprovar_compiler.policies.skipvar_fit import constant
 
 SIDES = (1, 2, 3, 4, 6)
@@ -95,6 +96,7 @@ class _Running:
         self.generation = Generation(per_sample)
         self.generation.rows, self.generation.replaces_at = rows, 1
         self.fall_back = self.reasons.append
+        self.launcher = EachCall()
 
 
 def test_caches_that_are_passed_along_are_halved_and_repeated() -> None:
