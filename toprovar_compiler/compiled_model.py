@@ -148,7 +148,7 @@ def _check_schedule(options: Options, schedule: tuple[int, ...] | None) -> None:
             f"start_scale requires a scale of the model's schedule (0 to {scales - 1}), "
             f"got {options.start_scale}; choose a smaller one"
         )
-    if options.guidance_until is not None and options.guidance_until >= scales:
+    if isinstance(options.guidance_until, int) and options.guidance_until >= scales:
         raise OptionError(
             f"guidance_until requires a scale of the model's schedule (1 to {scales - 1}), "
             f"got {options.guidance_until}; choose a smaller one, or leave it out"

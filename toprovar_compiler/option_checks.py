@@ -9,6 +9,9 @@ from typing import Protocol
 
 from toprovar_compiler.errors import OptionError
 
+TO_THE_END = "end"
+"""Guidance goes on to the last scale, whatever a plan says."""
+
 
 class GuidanceOptions(Protocol):
     """The part of the options that :func:`check_guidance` reads."""
@@ -16,7 +19,7 @@ class GuidanceOptions(Protocol):
     @property
     def policy(self) -> str: ...
     @property
-    def guidance_until(self) -> int | None: ...
+    def guidance_until(self) -> int | str | None: ...
     @property
     def guidance_rows(self) -> int | None: ...
 
@@ -47,9 +50,9 @@ def check_guidance(given: GuidanceOptions) -> None:
         OptionError: a value out of range, or one that means nothing beside the others.
     """
     # What the rows of the first scale are, only its codes tell.
-    check_count("guidance_until", given.guidance_until, least=1)
-    if given.guidance_until is None:
+    if given.guidance_until in (None, TO_THE_END):
         return
+    check_count("guidance_until", given.guidance_until, least=1)
     if given.policy in ("dense", "fastvar", "skipvar", "fixed-exit"):
         raise OptionError(
             f"guidance_until={given.guidance_until} requires 'toprovar' or one of its controls, got "

@@ -126,7 +126,7 @@ class Options:
     layer_dimension: LayerDimension = "off"
     layer_beta: float | None = None
     layer_band: Sequence[float] = DEFAULT_LAYER_BAND
-    guidance_until: int | None = None
+    guidance_until: int | Literal["end"] | None = None
     drop_scales: int = 0
     policy_seed: int = 0
     decisions: str | None = None

@@ -18,6 +18,7 @@ STRENGTHS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 MOST_SCALES = 6
 _LEAST_SHARE = 0.02
 _COEFFICIENTS = 3
+_NO_ENDS: Mapping[int, float] = {}
 
 Damage = Mapping[tuple[int, float], float]
 """(scale, keep ratio) -> 1 - SSIM to the dense picture where that scale alone is pruned so."""
@@ -61,18 +62,28 @@ class FlopsModel:
         ]
         return cls(tuple(schedule), *(float(found) for found in _solve(normal, right)))
 
-    def total(self, keep_ratio: Sequence[float]) -> float:
-        """Of a whole generation, where pruned tokens leave no keys."""
-        total, keys = 0.0, 0
+    def of_scales(self, keep_ratio: Sequence[float]) -> list[float]:
+        """Of each scale of a generation, where pruned tokens leave no keys."""
+        found, keys = [], 0
         for tokens, ratio in zip(self.schedule, keep_ratio, strict=True):
             kept = round(tokens * ratio)
             keys += kept
-            total += self.per_scale + kept * (self.per_token + self.per_key * keys)
-        return total
+            found.append(self.per_scale + kept * (self.per_token + self.per_key * keys))
+        return found
 
-    def times_fewer(self, keep_ratio: Sequence[float]) -> float:
+    def total(self, keep_ratio: Sequence[float], guidance_until: int | None = None) -> float:
+        """Of a whole generation; where guidance has ended, half of the rows run."""
+        return _sum_until(self.of_scales(keep_ratio), guidance_until)
+
+    def times_fewer(self, keep_ratio: Sequence[float], guidance_until: int | None = None) -> float:
         """Than those of a dense generation."""
-        return self.total([1.0] * len(self.schedule)) / self.total(keep_ratio)
+        return self.total([1.0] * len(self.schedule)) / self.total(keep_ratio, guidance_until)
+
+
+def _sum_until(of_scales: Sequence[float], guidance_until: int | None) -> float:
+    if guidance_until is None:
+        return sum(of_scales)
+    return sum(of_scales[:guidance_until]) + sum(of_scales[guidance_until:]) / 2
 
 
 def _solve(matrix: Sequence[Sequence[int]], right: Sequence[int]) -> list[Fraction]:
@@ -104,25 +115,33 @@ def scales_worth_pruning(flops: FlopsModel, gates: Mapping[int, object]) -> list
 
 
 class Planner:
-    """All combinations of the ratios that were tried; the damage of one is the sum of its scales'.
+    """All combinations of what was tried; the damage of one is the sum of its parts'.
 
     Args:
         flops: of the model.
         damage: of every ratio in :data:`RATIOS` at every scale that may be pruned.
+        ended: scale -> 1 - SSIM where all tokens run and guidance ends at that scale; empty for a model
+            whose guidance cannot be ended.
     """
 
-    def __init__(self, flops: FlopsModel, damage: Damage) -> None:
+    def __init__(self, flops: FlopsModel, damage: Damage, ended: Mapping[int, float] = _NO_ENDS) -> None:
         scales = sorted({scale for scale, _ in damage})
-        self._plans: list[Plan] = []
+        dense = flops.total([1.0] * len(flops.schedule))
+        made: list[tuple[float, float, tuple[float, ...], int | None]] = []
         for ratios in itertools.product((1.0, *RATIOS), repeat=len(scales)):
             chosen = dict(zip(scales, ratios, strict=True))
             keep = tuple(chosen.get(scale, 1.0) for scale in range(len(flops.schedule)))
             harm = sum(damage[scale, ratio] for scale, ratio in chosen.items() if ratio < 1)
-            self._plans.append(Plan(flops.times_fewer(keep), 1 - harm, keep))
+            spent = flops.of_scales(keep)
+            for until in (None, *ended):
+                lost = harm if until is None else harm + ended[until]
+                made.append((dense / _sum_until(spent, until), 1 - lost, keep, until))
+        self._front = _front(made)
+        """From strong to mild: no plan has both fewer FLOPs and a higher SSIM than one of these."""
 
     def fastest(self, least_ssim: float) -> Plan:
-        """The plan of fewest FLOPs whose expected SSIM is at least that."""
-        return max((plan for plan in self._plans if plan.ssim >= least_ssim), key=lambda p: p.times_fewer)
+        """The plan of fewest FLOPs whose expected SSIM is at least that; the mildest where none has it."""
+        return next((plan for plan in self._front if plan.ssim >= least_ssim), self._front[-1])
 
     def best(self, times_fewer: float) -> Plan:
         """The plan of the highest expected SSIM among those with at least so many times fewer FLOPs.
@@ -130,16 +149,24 @@ class Planner:
         Raises:
             OptionError: no plan has so few.
         """
-        found = [plan for plan in self._plans if plan.times_fewer >= times_fewer]
+        found = [plan for plan in self._front if plan.times_fewer >= times_fewer]
         if not found:
-            most = math.floor(100 * max(plan.times_fewer for plan in self._plans)) / 100
+            most = math.floor(100 * self._front[0].times_fewer) / 100
             raise OptionError(
                 f"--target-speedup requires at most {most} for this model's schedule, got {times_fewer}; "
                 "ask for less"
             )
-        return max(found, key=lambda plan: plan.ssim)
+        return found[-1]
 
     def menu(self) -> tuple[Plan, ...]:
         """The best plan of each of :data:`STRENGTHS` that the scales allow."""
-        most = max(plan.times_fewer for plan in self._plans)
+        most = self._front[0].times_fewer
         return tuple(dict.fromkeys(self.best(strength) for strength in STRENGTHS if strength <= most))
+
+
+def _front(made: Sequence[tuple[float, float, tuple[float, ...], int | None]]) -> list[Plan]:
+    found: list[Plan] = []
+    for plan in sorted(made, key=lambda plan: plan[:2], reverse=True):
+        if not found or plan[1] > found[-1].ssim:
+            found.append(Plan(*plan))
+    return found

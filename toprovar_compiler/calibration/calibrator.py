@@ -89,7 +89,8 @@ class Calibrator:
         self.trials.paint_dense()
         self.bench.processes.wait()
         damage = self._damage(scales)
-        planner = Planner(flops, damage)
+        ended = self._ended(scales)
+        planner = Planner(flops, damage, ended)
         plan, measured = self._choose(planner)
         record = {
             "command": shlex.join(["toprovar", *sys.argv[1:]]),
@@ -100,6 +101,7 @@ class Calibrator:
             "measured": measured,
             "scales": self.lessons.statistics(),
             "damage": [{"scale": s, "keep_ratio": r, "ssim": 1 - harm} for (s, r), harm in damage.items()],
+            "guidance_ended": [{"scale": scale, "ssim": 1 - harm} for scale, harm in ended.items()],
         }
         return dataclasses.replace(unplanned, plan=plan, plans=planner.menu(), record=record)
 
@@ -164,6 +166,18 @@ class Calibrator:
         self.bench.processes.wait()
         return {tried: 1 - _mean(self.trials.ssim(keep)) for tried, keep in budgets.items()}
 
+    def _ended(self, scales: Sequence[int]) -> dict[int, float]:
+        """What it costs to end guidance at a scale, all tokens kept; nothing where there is none to end."""
+        keep = [1.0] * len(self.schedule)
+        for scale in scales:
+            self.trials.run(keep, f"no guidance from scale {scale} on", guidance_until=scale)
+        self.bench.processes.wait()
+        return {
+            scale: 1 - _mean(self.trials.ssim(keep, scale))
+            for scale in scales
+            if self.trials.times_fewer(keep, scale) > 1
+        }
+
     def _choose(self, planner: Planner) -> tuple[Plan, Mapping[str, float]]:
         """The plan that was asked for, and what it gives on these prompts."""
         if self.aim.min_ssim is None:
@@ -184,13 +198,14 @@ class Calibrator:
         )
 
     def _try(self, plan: Plan) -> dict[str, float]:
-        if not plan.pruned_scales:
+        budget = plan.keep_ratio, plan.guidance_until
+        if not plan.pruned_scales and plan.guidance_until is None:
             return {"ssim": 1.0, "times_fewer_flops": 1.0}
-        self.trials.run(plan.keep_ratio, "the plan")
+        self.trials.run(plan.keep_ratio, "the plan", guidance_until=plan.guidance_until)
         self.bench.processes.wait()
         return {
-            "ssim": _mean(self.trials.ssim(plan.keep_ratio)),
-            "times_fewer_flops": self.trials.times_fewer(plan.keep_ratio),
+            "ssim": _mean(self.trials.ssim(*budget)),
+            "times_fewer_flops": self.trials.times_fewer(*budget),
         }
 
 

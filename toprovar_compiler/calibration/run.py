@@ -103,11 +103,12 @@ def _report(found: Calibration, path: Path) -> str:
     lines = [
         f"wrote {path}: gates of {len(found.gates)} scales, R^2 "
         + ", ".join(f"{gate.explained:.2f}" for gate in found.gates.values()),
-        "  times fewer FLOPs  expected SSIM  keep ratio of the scales",
+        "  times fewer FLOPs  expected SSIM  guidance until  keep ratio of the scales",
     ]
     for plan in (*found.plans, found.plan):
         kept = " ".join(f"{ratio:g}" for ratio in plan.keep_ratio)
-        lines.append(f"  {plan.times_fewer:>17.2f}  {plan.ssim:>13.4f}  {kept}")
+        until = "the end" if plan.guidance_until is None else f"scale {plan.guidance_until}"
+        lines.append(f"  {plan.times_fewer:>17.2f}  {plan.ssim:>13.4f}  {until:>14}  {kept}")
     measured = found.record["measured"]
     lines.append(
         f"  the last one is the default; measured: {measured['times_fewer_flops']:.2f} times fewer FLOPs at "

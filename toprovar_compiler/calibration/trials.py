@@ -10,7 +10,7 @@ from torch import Tensor
 
 from toprovar_compiler.calibration.bench import Bench
 from toprovar_compiler.compiled_model import CompiledModel
-from toprovar_compiler.errors import UnsupportedModelError
+from toprovar_compiler.errors import UnsupportedGraphError, UnsupportedModelError
 from toprovar_compiler.evaluation.painter import to_bytes, to_floats
 from toprovar_compiler.evaluation.picture_metrics import compare
 from toprovar_compiler.evaluation.units import Batch
@@ -39,20 +39,35 @@ class Trials:
             pictures = self.bench.parts.read(_DENSE, batch.number, lambda part: part["pictures"])
             self._dense[batch.number] = pictures.to(device)
 
-    def run(self, keep_ratio: Sequence[float], label: str, again: bool = False) -> None:
+    def run(
+        self, keep_ratio: Sequence[float], label: str, again: bool = False, guidance_until: int | None = None
+    ) -> None:
         """Paint this process's batches with a budget, and compare.
+
+        Where guidance is to end and cannot, nothing is left out: the same pictures, of as many FLOPs.
 
         Raises:
             UnsupportedModelError: pictures are too small to compare.
         """
-        start = min(scale for scale, ratio in enumerate(keep_ratio) if ratio < 1)
-        gates = str(self.bench.parts.gates)
-        options = Options(keep_ratio=tuple(keep_ratio), start_scale=start, calibration=gates, strict=True)
+        start = min((s for s, ratio in enumerate(keep_ratio) if ratio < 1), default=len(keep_ratio) - 1)
+        options = Options(
+            keep_ratio=tuple(keep_ratio),
+            start_scale=start,
+            guidance_until=guidance_until,
+            calibration=str(self.bench.parts.gates),
+            strict=True,
+        )
         compilation = CompiledModel(self.bench.model, options)
 
         def measure(batch: Batch) -> dict[str, Tensor]:
             compilation.session.counters.clear()
-            painted = to_floats(to_bytes(self.bench.paint(compilation, batch, label)))
+            try:
+                pictures = self.bench.paint(compilation, batch, label)
+            except UnsupportedGraphError:
+                if min(keep_ratio) < 1:
+                    raise
+                return _nothing_left_out(len(batch.units))
+            painted = to_floats(to_bytes(pictures))
             compared = compare(painted, to_floats(self._dense[batch.number]), None)
             if any(one["ssim"] is None for one in compared):
                 raise UnsupportedModelError(
@@ -65,23 +80,24 @@ class Trials:
                 "flops": torch.tensor([total.flops_total, total.flops_computed]),
             }
 
-        self.bench.finish(_stage(keep_ratio), label, measure, again)
+        self.bench.finish(_stage(keep_ratio, guidance_until), label, measure, again)
 
-    def ssim(self, keep_ratio: Sequence[float]) -> Tensor:
+    def ssim(self, keep_ratio: Sequence[float], guidance_until: int | None = None) -> Tensor:
         """[pictures] float64, to the dense pictures. All processes must have finished :meth:`run`."""
         found = [
             self.bench.parts.read(
-                _stage(keep_ratio), batch.number, partial(_ssim_of, pictures=len(batch.units))
+                _stage(keep_ratio, guidance_until),
+                batch.number,
+                partial(_ssim_of, pictures=len(batch.units)),
             )
             for batch in self.bench.batches
         ]
         return torch.cat(found)
 
-    def times_fewer(self, keep_ratio: Sequence[float]) -> float:
+    def times_fewer(self, keep_ratio: Sequence[float], guidance_until: int | None = None) -> float:
         """FLOPs that were due over those computed."""
-        found = [
-            self.bench.parts.read(_stage(keep_ratio), batch.number, _flops_of) for batch in self.bench.batches
-        ]
+        stage = _stage(keep_ratio, guidance_until)
+        found = [self.bench.parts.read(stage, batch.number, _flops_of) for batch in self.bench.batches]
         return sum(due for due, _ in found) / sum(computed for _, computed in found)
 
 
@@ -99,6 +115,11 @@ def _flops_of(part: dict[str, Tensor]) -> tuple[int, int]:
     return due, computed
 
 
-def _stage(keep_ratio: Sequence[float]) -> str:
+def _nothing_left_out(pictures: int) -> dict[str, Tensor]:
+    return {"ssim": torch.ones(pictures, dtype=torch.float64), "flops": torch.tensor([1, 1])}
+
+
+def _stage(keep_ratio: Sequence[float], guidance_until: int | None) -> str:
     """The name of the folder of what a budget gave."""
-    return "kept-" + ",".join(f"{ratio:g}" for ratio in keep_ratio)
+    kept = "kept-" + ",".join(f"{ratio:g}" for ratio in keep_ratio)
+    return kept if guidance_until is None else f"{kept}-guided-until-{guidance_until}"

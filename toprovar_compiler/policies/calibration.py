@@ -53,11 +53,13 @@ class Plan:
         times_fewer: FLOPs of the dense transformer over those of the pruned one.
         ssim: to the dense picture, expected from pruning each scale alone.
         keep_ratio: of each scale.
+        guidance_until: the first scale without guidance; None where it goes on to the end.
     """
 
     times_fewer: float
     ssim: float
     keep_ratio: tuple[float, ...]
+    guidance_until: int | None = None
 
     @property
     def pruned_scales(self) -> list[int]:
@@ -100,7 +102,7 @@ class Calibration:
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     def complete(self, options: Options) -> Options:
-        """``options`` with a plan's budget where they name none.
+        """``options`` with a plan's budget, and its end of guidance, where they name no budget.
 
         Raises:
             OptionError: ``target_speedup`` is above that of every plan.
@@ -109,8 +111,13 @@ class Calibration:
             return options
         plan = self.plan if options.target_speedup is None else self._plan_for(options.target_speedup)
         start = plan.start_scale if options.start_scale is None else options.start_scale
+        until = plan.guidance_until if options.guidance_until is None else options.guidance_until
         return dataclasses.replace(
-            options, keep_ratio=plan.keep_ratio, start_scale=start, target_speedup=None
+            options,
+            keep_ratio=plan.keep_ratio,
+            start_scale=start,
+            target_speedup=None,
+            guidance_until=until,
         )
 
     def _plan_for(self, times_fewer: float) -> Plan:
@@ -193,7 +200,11 @@ def _calibration(content: dict[str, Any]) -> Calibration:
 
 def _plan(content: dict[str, Any], scales: int) -> Plan:
     times_fewer, ssim = numbers([content["times_fewer"], content["ssim"]])
-    made = Plan(times_fewer, ssim, numbers(content["keep_ratio"], scales))
+    # Files made before guidance could end say nothing of it.
+    until = content.get("guidance_until")
+    made = Plan(times_fewer, ssim, numbers(content["keep_ratio"], scales), until)
+    if until is not None and (type(until) is not int or not 0 < until < scales):
+        raise ValueError(f"guidance_until {until!r}")
     if not all(0 < ratio <= 1 for ratio in made.keep_ratio):
         raise ValueError(f"keep_ratio {made.keep_ratio}")
     if not (made.times_fewer >= 1 and made.ssim <= 1 + _SSIM_ROUNDING):

@@ -77,7 +77,7 @@ class ToprovarPolicy(BasePolicy):
         self.restoration = _restoration(options, self.budget.first_scale)
         self.exits_scales = self.restoration.exits_scales
         # Where guidance ends, the model's loop is asked for the scale that comes next.
-        self.may_exit = self.may_replace = options.guidance_until is not None
+        self.may_exit = self.may_replace = isinstance(options.guidance_until, int)
         self._choices = _Choices()
 
     def make_source(self, calibration: Calibration | None) -> EntropySource:
@@ -156,7 +156,7 @@ class ToprovarPolicy(BasePolicy):
 
     def replaces_unconditional(self, scale: int) -> bool:
         until = self.options.guidance_until
-        return until is not None and scale >= until
+        return isinstance(until, int) and scale >= until
 
     def complaints(self) -> list[str]:
         return [*self.onset.complaints(), *self.layers.complaints(), *self.source.complaints()]
