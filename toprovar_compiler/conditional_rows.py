@@ -10,7 +10,7 @@ All later scales are replaced as well, so halves of caches are never missed.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,15 @@ Attribute = tuple[str, nn.Module, str, Any]
 """Path, module, name, value."""
 
 
+class _Holder(NamedTuple):
+    """A module of a block, how many attributes it has, and the names of its own."""
+
+    path: str
+    module: nn.Module
+    attributes: int
+    names: tuple[str, ...]
+
+
 class Owner(Protocol):
     """Has the session that is in charge, if any."""
 
@@ -54,7 +63,7 @@ class ConditionalRows:
 
     def __init__(self, blocks: Sequence[nn.Module], owner: Owner) -> None:
         self.blocks, self.owner = list(blocks), owner
-        self._modules = {block: list(block.named_modules()) for block in self.blocks}
+        self._holders = {block: _holders(block) for block in self.blocks}
         self._fits: dict[Hashable, bool] = {}
 
     def halved(self, block: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,11 +113,13 @@ class ConditionalRows:
 
     def _attributes(self, block: nn.Module) -> list[Attribute]:
         """What the block's modules hold of their own that may be or hold tensors."""
+        if any(len(vars(holder.module)) != holder.attributes for holder in self._holders[block]):
+            self._holders[block] = _holders(block)
         return [
-            (f"{path}.{name}", module, name, value)
-            for path, module in self._modules[block]
-            for name, value in vars(module).items()
-            if name not in _OWN and not isinstance(value, _PLAIN)
+            (f"{holder.path}.{name}", holder.module, name, value)
+            for holder in self._holders[block]
+            for name in holder.names
+            if not isinstance(value := vars(holder.module)[name], _PLAIN)
         ]
 
     def _replacing(self, given: tuple[Any, ...]) -> Generation | None:
@@ -227,6 +238,13 @@ def _is_stream(value: Any, rows: int, tokens: int) -> bool:
 
 def _has_rows(leaf: Any, rows: int) -> bool:
     return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == rows
+
+
+def _holders(block: nn.Module) -> list[_Holder]:
+    return [
+        _Holder(path, module, len(vars(module)), tuple(name for name in vars(module) if name not in _OWN))
+        for path, module in block.named_modules()
+    ]
 
 
 def _cached(attributes: Sequence[Attribute], rows: int) -> list[str]:

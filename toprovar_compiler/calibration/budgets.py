@@ -121,12 +121,14 @@ class Planner:
         flops: of the model.
         damage: of every ratio in :data:`RATIOS` at every scale that may be pruned.
         ended: scale -> 1 - SSIM where all tokens run and guidance ends at that scale; empty for a model
-            whose guidance cannot be ended.
+            whose guidance cannot be ended. Of a scale's share, only what is kept of its tokens counts: to
+            the others it makes no difference how they would have been guided.
     """
 
     def __init__(self, flops: FlopsModel, damage: Damage, ended: Mapping[int, float] = _NO_ENDS) -> None:
         scales = sorted({scale for scale, _ in damage})
         dense = flops.total([1.0] * len(flops.schedule))
+        unguided = _of_each(ended)
         made: list[tuple[float, float, tuple[float, ...], int | None]] = []
         for ratios in itertools.product((1.0, *RATIOS), repeat=len(scales)):
             chosen = dict(zip(scales, ratios, strict=True))
@@ -134,7 +136,8 @@ class Planner:
             harm = sum(damage[scale, ratio] for scale, ratio in chosen.items() if ratio < 1)
             spent = flops.of_scales(keep)
             for until in (None, *ended):
-                lost = harm if until is None else harm + ended[until]
+                without = {} if until is None else {s: lost for s, lost in unguided.items() if s >= until}
+                lost = harm + sum(keep[scale] * share for scale, share in without.items())
                 made.append((dense / _sum_until(spent, until), 1 - lost, keep, until))
         self._front = _front(made)
         """From strong to mild: no plan has both fewer FLOPs and a higher SSIM than one of these."""
@@ -162,6 +165,12 @@ class Planner:
         """The best plan of each of :data:`STRENGTHS` that the scales allow."""
         most = self._front[0].times_fewer
         return tuple(dict.fromkeys(self.best(strength) for strength in STRENGTHS if strength <= most))
+
+
+def _of_each(ended: Mapping[int, float]) -> dict[int, float]:
+    """What it costs that a scale has no guidance, from what it costs to end it there and later."""
+    later = dict(itertools.pairwise(sorted(ended)))
+    return {scale: ended[scale] - ended.get(later.get(scale, -1), 0.0) for scale in ended}
 
 
 def _front(made: Sequence[tuple[float, float, tuple[float, ...], int | None]]) -> list[Plan]:
