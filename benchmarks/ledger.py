@@ -11,7 +11,7 @@ from unittest import mock
 
 from torch.profiler import record_function
 
-from toprovar_compiler import graph_runtime, residual_codes
+from toprovar_compiler import backend, graph_runtime, residual_codes
 from toprovar_compiler.graph_runtime import GraphRuntime
 from toprovar_compiler.policies.calibrated_entropy import CalibratedEntropy
 from toprovar_compiler.policies.toprovar import ToprovarPolicy
@@ -64,12 +64,11 @@ class Ledger:
 @contextlib.contextmanager
 def kept(ledger: Ledger) -> Iterator[None]:
     """Inside, all that toprovar runs beside the compiled graphs is entered; compile inside as well."""
-    make_runtime, make_variant = GraphRuntime.__init__, graph_runtime.compile_variant
+    make_dense, make_variant = backend.compile_here, graph_runtime.compile_variant
     make_hook = residual_codes._zero_pruned
 
-    def runtime(self: GraphRuntime, *arguments: Any) -> None:
-        make_runtime(self, *arguments)
-        self.dense = ledger.timed(GRAPHS, self.dense)
+    def dense(*arguments: Any) -> Any:
+        return ledger.timed(GRAPHS, make_dense(*arguments))
 
     def variant(*arguments: Any) -> Any:
         made = make_variant(*arguments)
@@ -80,7 +79,7 @@ def kept(ledger: Ledger) -> Iterator[None]:
         return ledger.timed(BOOKKEEPING, make_hook(*arguments))
 
     patches = [
-        (GraphRuntime, "__init__", runtime),
+        (backend, "compile_here", dense),
         (GraphRuntime, "__call__", ledger.timed(BOOKKEEPING, GraphRuntime.__call__)),
         (graph_runtime, "compile_variant", variant),
         (residual_codes, "_zero_pruned", hook),
