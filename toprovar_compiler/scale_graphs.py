@@ -17,6 +17,7 @@ place and between blocks, what one block returned and the next is given, is foun
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ from torch import Tensor
 from toprovar_compiler.cuda_graphs import Recorded, record_cuda_graph
 from toprovar_compiler.launches import BlockCall
 from toprovar_compiler.policies.base import Step
-from toprovar_compiler.scale_program import Program, Results, Trace
+from toprovar_compiler.scale_program import Program, Results
+from toprovar_compiler.scale_trace import Trace
 
 Record = Callable[[Recorded, Sequence[int], int, torch.device], Recorded]
 
@@ -69,7 +71,7 @@ class ScaleGraphs:
 
     def start_generation(self) -> None:
         self._end_scale()
-        self._results: list[Results] = []
+        self._left: list[list[weakref.ref[Tensor] | None]] = []
 
     def run(self, step: Step, call: BlockCall) -> Results:
         if step.scale != self._scale:
@@ -83,13 +85,14 @@ class ScaleGraphs:
             results = call.run(*call.given)
         if self._trace is not None:
             self._trace.add(call, results)
-        self._results.append(results)
+        # The model keeps what the next scale needs; all else would take memory for nothing.
+        self._left.append([weakref.ref(v) if isinstance(v, Tensor) else None for v in results])
         return results
 
     def repeat(self, rows: Tensor, repeated: Tensor) -> None:
         for follower in (self._trace, self._ahead):
             if follower is not None:
-                follower.repeated.append((rows, repeated))
+                follower.repeat(rows, repeated)
 
     def complaints(self) -> list[str]:
         reasons, self._reasons = self._reasons, []
@@ -97,7 +100,8 @@ class ScaleGraphs:
 
     def _begin_scale(self, step: Step, call: BlockCall) -> None:
         self._scale, self._key = step.scale, _key(step, call)
-        earlier, self._results = self._results, []
+        earlier = [[left() if left is not None else None for left in call] for call in self._left]
+        self._left = []
         devices = {value.device.type for value in call.given if isinstance(value, Tensor)}
         if self._device not in devices or self._failures[self._key] >= _ATTEMPTS:
             return
@@ -141,6 +145,7 @@ class ScaleGraphs:
             self._give_up(f"{_INSTEAD}{trace.unknown}")
             return
         program = trace.program()
+        assert trace.device is not None, "a scale has a call"
         run = self._record(program, program.fixed, program.outputs, trace.device)
         self._ready[self._key] = _Ready(program, run)
 
@@ -162,7 +167,7 @@ class _Ahead:
 
     def __init__(self, ready: _Ready, inputs: list[Tensor]) -> None:
         self.ready = ready
-        self.repeated: list[tuple[Tensor, Tensor]] = []
+        self._repeated: list[tuple[Tensor, Tensor]] = []
         program = ready.program
         self._values = program.values(inputs, ready.run(list(inputs)))
         self._versions = {
@@ -177,9 +182,17 @@ class _Ahead:
     def take(self, call: BlockCall) -> Results | None:
         """What ``call`` returns, if it is the one that was expected next."""
         expected = self._calls.popleft() if self._calls else None
-        if expected is None or not expected.fits(call, self._values, self._versions, self.repeated):
+        if expected is None or not expected.fits(call, self._values, self._versions, self._repeated):
             return None
-        return expected.returned(self._values)
+        results = expected.returned(self._values)
+        if self.is_done:
+            # Nothing is compared with them any more, and the next scale may be long in coming.
+            self._values, self._repeated = [], []
+        return results
+
+    def repeat(self, rows: Tensor, repeated: Tensor) -> None:
+        if not self.is_done:
+            self._repeated.append((rows, repeated))
 
 
 def _key(step: Step, call: BlockCall) -> Hashable:

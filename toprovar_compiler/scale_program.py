@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from toprovar_compiler.launches import BlockCall
 from toprovar_compiler.variants import Compiled
@@ -20,8 +19,8 @@ Repeated = Sequence[tuple[Tensor, Tensor]]
 Versions = Mapping[int, int]
 """Of the values in these slots; tensors made in inference mode have none."""
 
-# How Dynamo marks the tensors of a model that stay where they are: buffers, and what was marked by hand.
-_STATIC = "_dynamo_static_input_type"
+TENSOR = object()
+"""Stands for a tensor among the results of a call."""
 
 
 class Given(NamedTuple):
@@ -121,18 +120,22 @@ class Program:
 
     @classmethod
     def of(
-        cls, runs: Sequence[Compiled], sources: Sequence[list[Source]], results: Sequence[Results]
+        cls, runs: Sequence[Compiled], sources: Sequence[list[Source]], returned: Sequence[Sequence[Any]]
     ) -> Program:
-        """The calls of ``runs``, whose arguments come from ``sources``, and which returned ``results``."""
+        """The calls of ``runs``, whose arguments come from ``sources``.
+
+        Args:
+            returned: of each call and each result what it is, or :data:`TENSOR`.
+        """
         made = cls()
         used = chain.from_iterable(sources)
         made._outer = list(dict.fromkeys(source for source in used if isinstance(source, (Given, Earlier))))
         slots: dict[Source, int] = {source: slot for slot, source in enumerate(made._outer)}
-        for call, (run, of_call, returned) in enumerate(zip(runs, sources, results, strict=True)):
+        for call, (run, of_call, results) in enumerate(zip(runs, sources, returned, strict=True)):
             made.calls.append(made._call(run, of_call, slots))
-            for position, value in enumerate(returned):
+            for position, value in enumerate(results):
                 slot = None
-                if isinstance(value, Tensor):
+                if value is TENSOR:
                     slot = slots[Result(call, position)] = len(made._outer) + made.outputs
                     made.outputs += 1
                 made.calls[-1].results.append((slot, None if slot is not None else value))
@@ -176,68 +179,6 @@ class Program:
     def values(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
         """What the slots of the calls number."""
         return [*inputs[: len(self._outer)], *outputs]
-
-
-class Trace:
-    """Follows the block calls of a scale as they come, and finds where their arguments come from.
-
-    Args:
-        earlier: the results of the previous scale's calls.
-    """
-
-    def __init__(self, earlier: Sequence[Results]) -> None:
-        self.results: list[Results] = []
-        self.unknown: str | None = None
-        """Why these calls are no function of what is known before, if so."""
-        self._earlier = earlier
-        self._given: Sequence[Any] = ()
-        self._runs: list[Compiled] = []
-        self._sources: list[list[Source]] = []
-        self.repeated: list[tuple[Tensor, Tensor]] = []
-
-    @property
-    def device(self) -> torch.device:
-        """Where the first call's tensors are."""
-        return next(value.device for value in self._given if isinstance(value, Tensor))
-
-    def add(self, call: BlockCall, results: Results) -> None:
-        if not self._runs:
-            self._given = call.given
-        sources = [self._source(argument) for argument in call.given]
-        known = [source for source in sources if source is not None]
-        if len(known) < len(sources):
-            self.unknown = "a block is given a tensor that is made between blocks"
-        self._runs.append(call.run)
-        self._sources.append(known)
-        self.results.append(results)
-
-    def program(self) -> Program:
-        return Program.of(self._runs, self._sources, self.results)
-
-    def _source(self, argument: Any) -> Source | None:
-        if not isinstance(argument, Tensor) or is_fixed(argument) or not argument.numel():
-            return Held(argument)
-        for call in reversed(range(len(self.results))):
-            for position, value in enumerate(self.results[call]):
-                if is_same(argument, value, self.repeated):
-                    return Result(call, position)
-        for position, value in enumerate(self._given):
-            if is_same(argument, value):
-                return Given(position)
-        return self._among_earlier(argument)
-
-    def _among_earlier(self, argument: Tensor) -> Earlier | None:
-        rows = len(argument) if argument.dim() else 0
-        for call, results in enumerate(self._earlier):
-            for position, value in enumerate(results):
-                if _has_rows(value, rows) and is_same(argument, _first_rows(value, rows)):
-                    return Earlier(call, position, rows)
-        return None
-
-
-def is_fixed(tensor: Tensor) -> bool:
-    """Whether a tensor is the model's own and stays where it is."""
-    return isinstance(tensor, nn.Parameter) or hasattr(tensor, _STATIC)
 
 
 def is_same(argument: Any, wanted: Any, repeated: Repeated = ()) -> bool:

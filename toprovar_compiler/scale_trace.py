@@ -1,0 +1,123 @@
+"""Follows the block calls of a scale, to find where their arguments come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from toprovar_compiler.launches import BlockCall
+from toprovar_compiler.scale_program import TENSOR, Earlier, Given, Held, Program, Result, Results, Source
+from toprovar_compiler.variants import Compiled
+
+# How Dynamo marks the tensors of a model that stay where they are: buffers, and what was marked by hand.
+_STATIC = "_dynamo_static_input_type"
+
+
+class Footprint(NamedTuple):
+    """The memory of a tensor that is not kept alive by it.
+
+    Attributes:
+        storage: tells whether that memory has been given back, to be another tensor's next.
+    """
+
+    storage: StorageWeakRef
+    data_ptr: int
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, value: Any) -> Footprint | None:
+        if not isinstance(value, Tensor):
+            return None
+        storage = StorageWeakRef(value.untyped_storage())
+        return cls(storage, value.data_ptr(), value.shape, value.stride(), value.dtype)
+
+    def is_of(self, tensor: Tensor, *, first_rows: bool = False) -> bool:
+        """Whether ``tensor`` is that memory seen in the same way, or the first rows of it."""
+        if tensor.data_ptr() != self.data_ptr or tensor.dtype != self.dtype or tensor.stride() != self.stride:
+            return False
+        same = tensor.shape == self.shape
+        if first_rows and tensor.dim() and not same:
+            same = tensor.shape[1:] == self.shape[1:] and len(tensor) < self.shape[0]
+        return same and not self.storage.expired()
+
+
+class Trace:
+    """Follows the block calls of a scale as they come, and finds where their arguments come from.
+
+    No tensor is kept alive by it but the weights: what a scale leaves may take much of a device's memory.
+
+    Args:
+        earlier: the results of the previous scale's calls, as far as they are alive.
+    """
+
+    def __init__(self, earlier: Sequence[Results]) -> None:
+        self.unknown: str | None = None
+        """Why these calls are no function of what is known before, if so."""
+        self.device: torch.device | None = None
+        """Where the first call's tensors are."""
+        self._earlier = [[Footprint.of(value) for value in results] for results in earlier]
+        self._given: list[Footprint | None] = []
+        self._results: list[list[Footprint | None]] = []
+        self._repeated: list[tuple[Footprint | None, int]] = []
+        self._runs: list[Compiled] = []
+        self._sources: list[list[Source]] = []
+        self._returned: list[list[Any]] = []
+
+    def add(self, call: BlockCall, results: Results) -> None:
+        if self.device is None:
+            self._given = [Footprint.of(argument) for argument in call.given]
+            self.device = next(value.device for value in call.given if isinstance(value, Tensor))
+        sources = [self._source(argument) for argument in call.given]
+        known = [source for source in sources if source is not None]
+        if len(known) < len(sources):
+            self.unknown = "a block is given a tensor that is made between blocks"
+        self._runs.append(call.run)
+        self._sources.append(known)
+        self._results.append([Footprint.of(value) for value in results])
+        self._returned.append([TENSOR if isinstance(value, Tensor) else value for value in results])
+
+    def repeat(self, rows: Tensor, repeated: Tensor) -> None:
+        """See :meth:`toprovar_compiler.launches.Launcher.repeat`."""
+        self._repeated.append((Footprint.of(repeated), rows.data_ptr()))
+
+    def program(self) -> Program:
+        return Program.of(self._runs, self._sources, self._returned)
+
+    def _source(self, argument: Any) -> Source | None:
+        if not isinstance(argument, Tensor) or is_fixed(argument) or not argument.numel():
+            return Held(argument)
+        for call, position, found in _newest_first(self._results):
+            if found.is_of(argument) or self._repeats(argument, found):
+                return Result(call, position)
+        for place, given in enumerate(self._given):
+            if given is not None and given.is_of(argument):
+                return Given(place)
+        for call, position, found in _newest_first(self._earlier):
+            if found.is_of(argument, first_rows=True):
+                return Earlier(call, position, len(argument) if argument.dim() else 1)
+        return None
+
+    def _repeats(self, argument: Tensor, found: Footprint) -> bool:
+        return argument.shape == found.shape and any(
+            copy is not None and copy.is_of(argument, first_rows=True)
+            for copy, rows in self._repeated
+            if rows == found.data_ptr
+        )
+
+
+def _newest_first(calls: Sequence[Sequence[Footprint | None]]) -> Iterator[tuple[int, int, Footprint]]:
+    for call in reversed(range(len(calls))):
+        for position, found in enumerate(calls[call]):
+            if found is not None:
+                yield call, position, found
+
+
+def is_fixed(tensor: Tensor) -> bool:
+    """Whether a tensor is the model's own and stays where it is."""
+    return isinstance(tensor, nn.Parameter) or hasattr(tensor, _STATIC)
