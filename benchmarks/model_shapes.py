@@ -1,6 +1,6 @@
 """Whole generations at the shapes of published models, with random weights, on one GPU.
 
-    python -m benchmarks.model_shapes [--model infinity-2b] [--rounds 7] [--out benchmarks/results]
+    python -m benchmarks.model_shapes [--model infinity-2b] [--rounds 7] [--only VARIANT ...] [--out DIR]
 
 No public weights are needed: times do not depend on what is painted. The blocks are those of the embedded
 model (self-attention with normed queries and keys and 2D rope, cross-attention, AdaLN, GELU), as
@@ -187,6 +187,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", choices=sorted(SHAPES), default="infinity-2b")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="of the table's, by name; default: all")
     parser.add_argument("--rounds", type=rounds, default=7)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
@@ -194,7 +195,12 @@ def main() -> None:
         parser.error("requires a GPU, got none; benchmarks.generation measures the embedded model on a CPU")
     config = SHAPES[arguments.model]
     model = random_model(config, "cuda", torch.bfloat16)
-    results = measure(model, variants(len(config.patch_nums)), arguments.rounds)
+    chosen = variants(len(config.patch_nums))
+    wanted = arguments.only or list(chosen)
+    unknown = sorted(set(wanted) - chosen.keys())
+    if unknown:
+        parser.error(f"--only requires names of {sorted(chosen)}, got {unknown}")
+    results = measure(model, {name: chosen[name] for name in wanted}, arguments.rounds)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     record = {
         "environment": environment(),

@@ -100,8 +100,7 @@ class ScaleGraphs:
 
     def _begin_scale(self, step: Step, call: BlockCall) -> None:
         self._scale, self._key = step.scale, _key(step, call)
-        earlier = [[left() if left is not None else None for left in call] for call in self._left]
-        self._left = []
+        earlier, self._left = self._left, []
         devices = {value.device.type for value in call.given if isinstance(value, Tensor)}
         if self._device not in devices or self._failures[self._key] >= _ATTEMPTS:
             return

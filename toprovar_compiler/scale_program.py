@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -13,6 +14,9 @@ from toprovar_compiler.launches import BlockCall
 from toprovar_compiler.variants import Compiled
 
 Results = Sequence[Any]
+Left = Sequence[Sequence[weakref.ref[Tensor] | None]]
+"""The tensors that the calls of a scale returned, as far as they are alive. To look at one is to hold it for
+that time, and Inductor's CUDA graphs count who holds what they returned: look only at what is needed."""
 Repeated = Sequence[tuple[Tensor, Tensor]]
 """Pairs of a result and of its copy twice over; the copy's first half stands for the result."""
 
@@ -161,7 +165,7 @@ class Program:
         """Positions of the inputs that lie where they lay the last time: the weights, which come last."""
         return tuple(range(len(self._outer), len(self._outer) + len(self._weights)))
 
-    def gather(self, given: Sequence[Any], earlier: Sequence[Results]) -> list[Tensor] | None:
+    def gather(self, given: Sequence[Any], earlier: Left) -> list[Tensor] | None:
         """The inputs; None where the previous scale has not left what is needed."""
         found = [_outer(source, given, earlier) for source in self._outer]
         if not all(isinstance(value, Tensor) for value in found):
@@ -202,16 +206,11 @@ def is_same(argument: Any, wanted: Any, repeated: Repeated = ()) -> bool:
     return any(rows is wanted and argument.data_ptr() == copy.data_ptr() for rows, copy in repeated)
 
 
-def _has_rows(value: Any, rows: int) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and len(value) >= rows > 0
-
-
-def _first_rows(value: Tensor, rows: int) -> Tensor:
-    return value if len(value) == rows else value[:rows]
-
-
-def _outer(source: Given | Earlier, given: Sequence[Any], earlier: Sequence[Results]) -> Any:
+def _outer(source: Given | Earlier, given: Sequence[Any], earlier: Left) -> Any:
     if isinstance(source, Given):
         return given[source.position]
-    found: Any = earlier[source.call][source.position] if source.call < len(earlier) else None
-    return _first_rows(found, source.rows) if _has_rows(found, source.rows) else None
+    left = earlier[source.call][source.position] if source.call < len(earlier) else None
+    found = None if left is None else left()
+    if found is None or not found.dim() or len(found) < source.rows:
+        return None
+    return found if len(found) == source.rows else found[: source.rows]

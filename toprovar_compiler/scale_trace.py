@@ -10,7 +10,17 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from toprovar_compiler.launches import BlockCall
-from toprovar_compiler.scale_program import TENSOR, Earlier, Given, Held, Program, Result, Results, Source
+from toprovar_compiler.scale_program import (
+    TENSOR,
+    Earlier,
+    Given,
+    Held,
+    Left,
+    Program,
+    Result,
+    Results,
+    Source,
+)
 from toprovar_compiler.variants import Compiled
 
 # How Dynamo marks the tensors of a model that stay where they are: buffers, and what was marked by hand.
@@ -53,15 +63,15 @@ class Trace:
     No tensor is kept alive by it but the weights: what a scale leaves may take much of a device's memory.
 
     Args:
-        earlier: the results of the previous scale's calls, as far as they are alive.
+        earlier: the results of the previous scale's calls.
     """
 
-    def __init__(self, earlier: Sequence[Results]) -> None:
+    def __init__(self, earlier: Left) -> None:
         self.unknown: str | None = None
         """Why these calls are no function of what is known before, if so."""
         self.device: torch.device | None = None
         """Where the first call's tensors are."""
-        self._earlier = [[Footprint.of(value) for value in results] for results in earlier]
+        self._earlier = [[Footprint.of(left and left()) for left in results] for results in earlier]
         self._given: list[Footprint | None] = []
         self._results: list[list[Footprint | None]] = []
         self._repeated: list[tuple[Footprint | None, int]] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -67,13 +69,21 @@ def test_graphs_paint_what_launches_paint(
     assert len(for_each_call) == (options.get("policy") == "fastvar")
 
 
-def test_a_whole_scale_is_one_launch(models: tuple[Any, Any]) -> None:
-    _paint(models[1], [PROMPTS[:1]] * 5, mode="reduce-overhead", policy="dense")
-    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
-        made = models[1].generate(list(PROMPTS[:1]), seed=7)
-    launches = sum(event.count for event in trace.key_averages() if event.key == "cudaGraphLaunch")
-    assert made.isfinite().all()
-    assert launches == len(CONFIG.patch_nums)
+@pytest.mark.parametrize("guard", [torch.inference_mode, torch.no_grad])
+@pytest.mark.parametrize("options", [{"policy": "dense"}, {"keep_ratio": 0.3}], ids=["dense", "pruned"])
+def test_a_whole_scale_is_one_launch_and_is_recorded_once(
+    models: tuple[Any, Any], options: dict[str, Any], guard: Callable[[], AbstractContextManager[Any]]
+) -> None:
+    made = toprovar_compiler.compile(models[1], mode="reduce-overhead", **options)
+    with guard():
+        for seed in range(7):
+            made.generate(list(PROMPTS[:1]), seed=seed)
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+            picture = made.generate(list(PROMPTS[:1]), seed=7)
+    calls = Counter({event.key: event.count for event in trace.key_averages()})
+    assert picture.isfinite().all()
+    assert calls["cudaGraphLaunch"] == len(CONFIG.patch_nums)
+    assert calls["cudaStreamBeginCapture"] == 0
 
 
 def _fallbacks(model: Any) -> dict[str, int]:
