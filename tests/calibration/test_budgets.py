@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -31,6 +31,8 @@ SCHEDULES = ((1, 4, 16), (1, 4, 9, 16, 36), (1, 4, 16, 36, 64, 144, 256, 400, 57
 COSTS = (147456, 196608, 1536)
 SCHEDULE = (1, 4, 16, 36, 64)
 FLOPS = FlopsModel(SCHEDULE, 12_000.0, 25_000.0, 130.0)
+NO_END: Mapping[int, float] = {}
+ENDS = (NO_END, {4: 0.011}, {3: 0.037, 4: 0.013})
 
 
 def _spent(tokens: Sequence[int], costs: Sequence[float] = COSTS) -> list[float]:
@@ -119,6 +121,13 @@ def test_times_fewer_is_what_the_counters_say(name: str, models: dict[str, Any])
         total = _find(model).session.counters.total()
         assert total.flops_total == sum(spent.values())
         assert flops.times_fewer(keep) == pytest.approx(total.flops_total / total.flops_computed, rel=1e-9)
+    if name != "text":  # which has no guidance
+        keep, until = (1.0,) * (len(schedule) - 2) + (0.5, 0.25), len(schedule) - 2
+        options = {"keep_ratio": keep, "start_scale": until, "guidance_until": until, "strict": True}
+        paint(toprovar_compiler.compile(model, **options))
+        total = _find(model).session.counters.total()
+        expected = pytest.approx(total.flops_total / total.flops_computed, rel=1e-9)
+        assert flops.times_fewer(keep, until) == expected
 
 
 def _damage(scales: Sequence[int], seed: int = 0) -> dict[tuple[int, float], float]:
@@ -127,36 +136,54 @@ def _damage(scales: Sequence[int], seed: int = 0) -> dict[tuple[int, float], flo
     return {(s, ratio): draw.uniform(0.5, 1.5) * (1 - ratio) * 0.4 for s in scales for ratio in RATIOS}
 
 
-def _all_plans(flops: FlopsModel, damage: dict[tuple[int, float], float]) -> list[Plan]:
-    """Every choice for the scales 3 and 4."""
+def _all_plans(
+    flops: FlopsModel, damage: dict[tuple[int, float], float], ended: Mapping[int, float] = NO_END
+) -> list[Plan]:
+    """Every choice for the scales 3 and 4, each with every end of guidance."""
     found = []
     for third, fourth in itertools.product((1.0, *RATIOS), repeat=2):
         harm = damage.get((3, third), 0.0) + damage.get((4, fourth), 0.0)
         keep = (1.0, 1.0, 1.0, third, fourth)
         found.append(Plan(_times_fewer(flops, keep), 1 - harm, keep))
+        costs = flops.per_scale, flops.per_token, flops.per_key
+        spent = _spent([round(n * ratio) for n, ratio in zip(flops.schedule, keep, strict=True)], costs)
+        dense = sum(_spent(flops.schedule, costs))
+        if 4 in ended:
+            times = dense / (sum(spent[:4]) + spent[4] / 2)
+            found.append(Plan(times, 1 - harm - fourth * ended[4], keep, 4))
+        if 3 in ended:
+            times = dense / (sum(spent[:3]) + spent[3] / 2 + spent[4] / 2)
+            lost = third * (ended[3] - ended.get(4, 0.0)) + fourth * ended.get(4, 0.0)
+            found.append(Plan(times, 1 - harm - lost, keep, 3))
     assert len({plan.ssim for plan in found}) == len(found), "no ties"
     return found
 
 
 def _assert_is(plan: Plan, expected: Plan) -> None:
-    assert plan.keep_ratio == expected.keep_ratio
+    assert (plan.keep_ratio, plan.guidance_until) == (expected.keep_ratio, expected.guidance_until)
     assert (plan.times_fewer, plan.ssim) == pytest.approx((expected.times_fewer, expected.ssim), rel=1e-12)
 
 
+@pytest.mark.parametrize("ended", ENDS, ids=len)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("target", [1.0, 1.01, 1.7, 2.5, 3.9])
-def test_the_best_plan_is_the_least_harm_of_all_that_are_fast_enough(target: float, seed: int) -> None:
+def test_the_best_plan_is_the_least_harm_of_all_that_are_fast_enough(
+    target: float, seed: int, ended: Mapping[int, float]
+) -> None:
     damage = _damage((3, 4), seed)
-    fast = [plan for plan in _all_plans(FLOPS, damage) if plan.times_fewer >= target]
-    _assert_is(Planner(FLOPS, damage).best(target), max(fast, key=lambda plan: plan.ssim))
+    fast = [plan for plan in _all_plans(FLOPS, damage, ended) if plan.times_fewer >= target]
+    _assert_is(Planner(FLOPS, damage, ended).best(target), max(fast, key=lambda plan: plan.ssim))
 
 
+@pytest.mark.parametrize("ended", ENDS, ids=len)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("least", [-1.0, 0.5, 0.8, 0.95, 1.0])
-def test_the_fastest_plan_is_that_of_all_that_are_alike_enough(least: float, seed: int) -> None:
+def test_the_fastest_plan_is_that_of_all_that_are_alike_enough(
+    least: float, seed: int, ended: Mapping[int, float]
+) -> None:
     damage = _damage((3, 4), seed)
-    alike = [plan for plan in _all_plans(FLOPS, damage) if plan.ssim >= least]
-    _assert_is(Planner(FLOPS, damage).fastest(least), max(alike, key=lambda plan: plan.times_fewer))
+    alike = [plan for plan in _all_plans(FLOPS, damage, ended) if plan.ssim >= least]
+    _assert_is(Planner(FLOPS, damage, ended).fastest(least), max(alike, key=lambda plan: plan.times_fewer))
 
 
 def test_the_menu_has_the_best_plan_of_each_strength_that_can_be_reached() -> None:

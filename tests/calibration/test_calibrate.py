@@ -90,6 +90,8 @@ def test_the_file_has_gates_a_default_that_reaches_the_target_and_plans(first: C
     tried = {(row["scale"], row["keep_ratio"]) for row in first.record["damage"]}
     assert tried == {(scale, ratio) for scale in (3, 4) for ratio in RATIOS}
     assert (first.record["seed"], first.record["pictures"]) == (SEED, len(PROMPTS))
+    assert [row["scale"] for row in first.record["guidance_ended"]] == [3, 4]
+    assert any(plan.guidance_until is not None for plan in first.plans)
 
 
 def test_what_is_printed(calibrate: Calibrate, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,7 +178,8 @@ def test_the_damage_is_that_of_one_scale_alone(
     similar, _, _ = _measured(model, calibration=str(folder / "first.json"), keep_ratio=keep)
     (found,) = [d for d in first.record["damage"] if (d["scale"], d["keep_ratio"]) == (scale, ratio)]
     assert found["ssim"] == pytest.approx(similar, rel=1e-9)
-    plans = {plan.keep_ratio: plan.ssim for plan in (first.plan, *first.plans)}
+    guided = [plan for plan in (first.plan, *first.plans) if plan.guidance_until is None]
+    plans = {plan.keep_ratio: plan.ssim for plan in guided}
     assert plans.get(tuple(keep), similar) == pytest.approx(similar, rel=1e-9)
 
 

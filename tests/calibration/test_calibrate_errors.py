@@ -60,7 +60,7 @@ def test_an_empty_prompt_file(command: Command, tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("painter", "more", "expected"),
     [
-        ("plain", ["--target-speedup", "50"], "--target-speedup requires at most 5.13 for this model's"),
+        ("plain", ["--target-speedup", "50"], "--target-speedup requires at most 6.2 for this model's"),
         (
             "mixing",
             [],

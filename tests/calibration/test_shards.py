@@ -20,7 +20,8 @@ from toprovar_compiler.cli import EXIT_ERROR, EXIT_OK, main
 
 WORKER = "tests.calibration.worker"
 AIM = ("--target-speedup", "2.5")
-STAGES = 2 + 2 * len(RATIOS) + 1  # entropies, dense, two scales at each ratio, the plan
+BEFORE_GUIDANCE = 2 + 2 * len(RATIOS)  # entropies, dense, two scales at each ratio
+STAGES = BEFORE_GUIDANCE + 2 + 1  # guidance that ends at two scales, the plan
 
 Command = Callable[..., list[str]]
 Content = dict[str, Any]
@@ -76,7 +77,7 @@ def test_a_killed_process_loses_nothing_that_was_finished(
     assert not out.exists()
     folder = tmp_path / "c.json.parts"
     finished = {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
-    assert len(finished) == 2 * (STAGES - 1) + 5, "rank 0 came to the wait before the plan"
+    assert len(finished) == 2 * BEFORE_GUIDANCE + 5, "rank 0 came to the wait before guidance ends"
     monkeypatch.setattr(Parts, "remove", lambda parts: None)
     assert main(command("plain", out, *AIM)) == EXIT_OK
     assert {path: path.read_bytes() for path in finished} == finished

@@ -221,3 +221,21 @@ def test_plans_that_do_not_fit_are_refused(place: str, ratios: Any, calibration_
     _change(calibration_file, change)
     with pytest.raises(ArtifactError, match="is damaged"):
         load_calibration(calibration_file)
+
+
+@pytest.mark.parametrize("until", [0, 5, -1, 2.0, "3", True])
+def test_an_end_of_guidance_that_is_no_later_scale_is_refused(until: Any, calibration_file: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["plan"]["guidance_until"] = until
+
+    _change(calibration_file, change)
+    with pytest.raises(ArtifactError, match="is damaged"):
+        load_calibration(calibration_file)
+
+
+def test_a_file_from_before_guidance_could_end_says_that_it_does_not(calibration_file: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        del content["plan"]["guidance_until"]
+
+    _change(calibration_file, change)
+    assert load_calibration(calibration_file).plan.guidance_until is None

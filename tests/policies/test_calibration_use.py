@@ -36,6 +36,27 @@ def test_the_plan_is_the_budget_where_none_is_given(model: Any) -> None:
     assert made.complete(Options(**given)) == Options(**given, keep_ratio=PLAN.keep_ratio)
 
 
+def test_a_plans_end_of_guidance_comes_with_its_budget_unless_another_is_given(model: Any) -> None:
+    made = calibration(model, plan=Plan(3.0, 0.9, PLAN.keep_ratio, guidance_until=3))
+    for given, until in (({}, 3), ({"guidance_until": "end"}, "end"), ({"guidance_until": 4}, 4)):
+        assert made.complete(Options(**given)).guidance_until == until
+    assert made.complete(Options(keep_ratio=0.5)).guidance_until is None
+
+
+@pytest.mark.parametrize(
+    ("given", "halved"), [({}, True), ({"guidance_until": "end"}, False), ({"keep_ratio": 0.3}, False)]
+)
+def test_guidance_ends_where_the_plan_says(
+    given: dict[str, Any], halved: bool, model: Any, under: Any, tmp_path: Path, labels: torch.Tensor
+) -> None:
+    path = tmp_path / "c.json"
+    calibration(model, plan=Plan(2.0, 0.9, (1.0, 1.0, 1.0, 1.0, 0.5), guidance_until=3)).save(path)
+    compiled = under(calibration=str(path), start_scale=4, strict=True, **given)
+    compiled.autoregressive_infer_cfg(labels)
+    scale = toprovar_compiler.summary(compiled).to_dict()["per_scale"][3]
+    assert scale["tokens_computed"] * (2 if halved else 1) == scale["tokens_total"]
+
+
 @pytest.mark.parametrize(
     ("speedup", "plan"),
     [(1, MILD), (1.25, MILD), (1.26, PLAN), (2, PLAN), (2.01, STRONG), (3.5, STRONG)],
