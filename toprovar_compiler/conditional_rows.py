@@ -17,6 +17,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 from torch.utils.hooks import RemovableHandle
 
+from toprovar_compiler.batch_rows import (
+    PLAIN,
+    halve,
+    halve_call,
+    has_rows,
+    has_tokens,
+    of_tensors,
+    places,
+    twice,
+)
 from toprovar_compiler.errors import UnsupportedGraphError
 from toprovar_compiler.generation import Generation
 from toprovar_compiler.session import Session
@@ -30,8 +40,6 @@ _REFUSED = (
     "the unconditional branch was not replaced: a block gives other results for the conditional rows alone, "
     "or cannot run them"
 )
-# What is no tensor and holds none.
-_PLAIN = (int, float, str, bytes, type(None), nn.Module)
 # What every module holds of its own is neither cache nor argument.
 _OWN = frozenset(vars(nn.Module()))
 
@@ -77,7 +85,7 @@ class ConditionalRows:
             if not self._may_halve(block, attributes, arguments, named, generation):
                 return call(*arguments, **named)
             _halve_caches(attributes, generation.rows)
-            given, given_named = _halve_call(arguments, named, generation.rows)
+            given, given_named = halve_call(arguments, named, generation.rows)
             generation.halving = generation.halved = True
             try:
                 results = call(*given, **given_named)
@@ -103,13 +111,13 @@ class ConditionalRows:
         launcher = session.launcher
 
         def repeated(leaf: Any) -> Any:
-            if not _has_rows(leaf, half):
+            if not has_rows(leaf, half):
                 return leaf
-            twice = _twice(leaf)
-            launcher.repeat(leaf, twice)
-            return twice
+            copies = twice(leaf)
+            launcher.repeat(leaf, copies)
+            return copies
 
-        return _of_tensors(results, repeated)
+        return of_tensors(results, repeated)
 
     def _attributes(self, block: nn.Module) -> list[Attribute]:
         """What the block's modules hold of their own that may be or hold tensors."""
@@ -119,7 +127,7 @@ class ConditionalRows:
             (f"{holder.path}.{name}", holder.module, name, value)
             for holder in self._holders[block]
             for name in holder.names
-            if not isinstance(value := vars(holder.module)[name], _PLAIN)
+            if not isinstance(value := vars(holder.module)[name], PLAIN)
         ]
 
     def _replacing(self, given: tuple[Any, ...]) -> Generation | None:
@@ -133,7 +141,7 @@ class ConditionalRows:
             return None
         if session.schedule is None or generation.rows_per_sample == 1:
             return None
-        if not _has_tokens(given, generation.rows, session.schedule[generation.replaces_at]):
+        if not has_tokens(given, generation.rows, session.schedule[generation.replaces_at]):
             return None
         if generation.rows_per_sample != _BRANCHES:
             return self._refuse(session, generation, _OTHER_GUIDANCE)
@@ -150,7 +158,7 @@ class ConditionalRows:
         rows, session = generation.rows, self.owner.session
         assert session is not None, "a generation has a session"
         given = [*enumerate(arguments), *named.items()]
-        kind = (*((name, _places(value, rows)) for name, value in given), *_cached(attributes, rows))
+        kind = (*((name, places(value, rows)) for name, value in given), *_cached(attributes, rows))
         if kind not in self._fits:
             self._fits[kind] = _halves_fit(block, attributes, arguments, named, rows)
         if not self._fits[kind]:
@@ -170,10 +178,10 @@ class ConditionalRows:
             if module is not watched or generation is None or not generation.halved:
                 return None
             rows = generation.rows
-            if not generation.between_blocks_and_codes() or not _has_tokens(given, rows, generation.tokens):
+            if not generation.between_blocks_and_codes() or not has_tokens(given, rows, generation.tokens):
                 return None
             levelled: tuple[Any, Any] = _pytree.tree_map(
-                lambda leaf: _twice(leaf[: rows // 2]) if _has_rows(leaf, rows) else leaf, given
+                lambda leaf: twice(leaf[: rows // 2]) if has_rows(leaf, rows) else leaf, given
             )
             return levelled
 
@@ -194,52 +202,6 @@ class ConditionalRows:
         session.fall_back(reason)
 
 
-def _halve_call(arguments: Any, named: Any, rows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    half = tuple(_halve(value, rows) for value in arguments)
-    return half, {name: _halve(value, rows) for name, value in named.items()}
-
-
-def _halve(value: Any, rows: int) -> Any:
-    """The first half of each tensor that has ``rows`` rows."""
-    return _of_tensors(value, lambda leaf: leaf[: rows // 2] if _has_rows(leaf, rows) else leaf)
-
-
-def _of_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, Tensor):
-        return change(value)
-    return value if isinstance(value, _PLAIN) else _pytree.tree_map(change, value)
-
-
-def _places(value: Any, rows: int) -> Hashable:
-    """Where ``value`` has tensors of ``rows`` rows."""
-    if isinstance(value, (Tensor, *_PLAIN)):
-        return _has_rows(value, rows)
-    leaves = _pytree.tree_leaves_with_path(value)
-    return tuple(_pytree.keystr(path) for path, leaf in leaves if _has_rows(leaf, rows))
-
-
-def _twice(rows: Tensor) -> Tensor:
-    return torch.cat((rows, rows))
-
-
-def _has_tokens(given: tuple[Any, ...], rows: int, tokens: int) -> bool:
-    """Whether a tensor [rows, tokens, C] is among what is given, or within it."""
-    return any(_is_stream(value, rows, tokens) for value in given) or any(
-        _is_stream(leaf, rows, tokens)
-        for value in given
-        if not isinstance(value, (Tensor, *_PLAIN))
-        for leaf in _pytree.tree_leaves(value)
-    )
-
-
-def _is_stream(value: Any, rows: int, tokens: int) -> bool:
-    return isinstance(value, Tensor) and value.shape[:2] == (rows, tokens) and value.is_floating_point()
-
-
-def _has_rows(leaf: Any, rows: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == rows
-
-
 def _holders(block: nn.Module) -> list[_Holder]:
     return [
         _Holder(path, module, len(vars(module)), tuple(name for name in vars(module) if name not in _OWN))
@@ -252,15 +214,15 @@ def _cached(attributes: Sequence[Attribute], rows: int) -> list[str]:
     found = []
     for path, _, _, value in attributes:
         leaves = [value] if isinstance(value, Tensor) else _pytree.tree_leaves(value)
-        if any(_has_rows(leaf, rows) or _has_rows(leaf, rows // 2) for leaf in leaves):
+        if any(has_rows(leaf, rows) or has_rows(leaf, rows // 2) for leaf in leaves):
             found.append(path)
     return found
 
 
 def _halve_caches(attributes: Sequence[Attribute], rows: int) -> None:
     for _, module, name, value in attributes:
-        if isinstance(value, (Tensor, tuple)) and _places(value, rows):
-            setattr(module, name, _halve(value, rows))
+        if isinstance(value, (Tensor, tuple)) and places(value, rows):
+            setattr(module, name, halve(value, rows))
 
 
 def _halves_fit(
@@ -268,9 +230,9 @@ def _halves_fit(
 ) -> bool:
     """Run the block twice, uncompiled, and compare the conditional rows; its ``attributes`` are as before."""
     for _, _, _, value in attributes:
-        if isinstance(value, (list, dict)) and any(_has_rows(x, rows) for x in _pytree.tree_leaves(value)):
+        if isinstance(value, (list, dict)) and any(has_rows(x, rows) for x in _pytree.tree_leaves(value)):
             return False  # what is changed in place cannot be put back
-    given, given_named = _halve_call(arguments, named, rows)
+    given, given_named = halve_call(arguments, named, rows)
     try:
         full = block.forward(*arguments, **named)
         _put_back(attributes)
@@ -296,9 +258,9 @@ def _is_half(full: Any, half: Any, rows: int) -> bool:
     """
     if not isinstance(full, Tensor) or not isinstance(half, Tensor):
         return bool(full == half)
-    has_rows = _has_rows(full, rows)
-    wanted = full[: rows // 2] if has_rows else full
-    if has_rows != _has_rows(half, rows // 2) or wanted.shape != half.shape or wanted.dtype != half.dtype:
+    is_of_rows = has_rows(full, rows)
+    wanted = full[: rows // 2] if is_of_rows else full
+    if is_of_rows != has_rows(half, rows // 2) or wanted.shape != half.shape or wanted.dtype != half.dtype:
         return False
     if not wanted.is_floating_point() or not wanted.numel():
         return torch.equal(wanted, half)

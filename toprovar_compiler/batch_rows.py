@@ -1,0 +1,63 @@
+"""Tensors whose first dimension counts the rows of a batch, wherever a call's arguments hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+PLAIN = (int, float, str, bytes, type(None), nn.Module)
+"""What is no tensor and holds none."""
+
+
+def halve_call(arguments: Any, named: Any, rows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call for the first half of its rows."""
+    half = tuple(halve(value, rows) for value in arguments)
+    return half, {name: halve(value, rows) for name, value in named.items()}
+
+
+def halve(value: Any, rows: int) -> Any:
+    """The first half of each tensor that has ``rows`` rows."""
+    return of_tensors(value, lambda leaf: leaf[: rows // 2] if has_rows(leaf, rows) else leaf)
+
+
+def of_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
+    """``value`` with ``change`` made to each tensor that it is or holds."""
+    if isinstance(value, Tensor):
+        return change(value)
+    return value if isinstance(value, PLAIN) else _pytree.tree_map(change, value)
+
+
+def places(value: Any, rows: int) -> Hashable:
+    """Where ``value`` has tensors of ``rows`` rows."""
+    if isinstance(value, (Tensor, *PLAIN)):
+        return has_rows(value, rows)
+    leaves = _pytree.tree_leaves_with_path(value)
+    return tuple(_pytree.keystr(path) for path, leaf in leaves if has_rows(leaf, rows))
+
+
+def twice(rows: Tensor) -> Tensor:
+    """[B, ...] -> [2 B, ...]."""
+    return torch.cat((rows, rows))
+
+
+def has_tokens(given: tuple[Any, ...], rows: int, tokens: int) -> bool:
+    """Whether a tensor [rows, tokens, C] is among what is given, or within it."""
+    return any(_is_stream(value, rows, tokens) for value in given) or any(
+        _is_stream(leaf, rows, tokens)
+        for value in given
+        if not isinstance(value, (Tensor, *PLAIN))
+        for leaf in _pytree.tree_leaves(value)
+    )
+
+
+def _is_stream(value: Any, rows: int, tokens: int) -> bool:
+    return isinstance(value, Tensor) and value.shape[:2] == (rows, tokens) and value.is_floating_point()
+
+
+def has_rows(leaf: Any, rows: int) -> bool:
+    """Whether this is a tensor whose first dimension is ``rows``."""
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == rows
