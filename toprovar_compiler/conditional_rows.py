@@ -48,11 +48,11 @@ Attribute = tuple[str, nn.Module, str, Any]
 
 
 class _Holder(NamedTuple):
-    """A module of a block, how many attributes it has, and the names of its own."""
+    """A module of a block, the names of all its attributes, and those of its own."""
 
     path: str
     module: nn.Module
-    attributes: int
+    attributes: frozenset[str]
     names: tuple[str, ...]
 
 
@@ -121,7 +121,7 @@ class ConditionalRows:
 
     def _attributes(self, block: nn.Module) -> list[Attribute]:
         """What the block's modules hold of their own that may be or hold tensors."""
-        if any(len(vars(holder.module)) != holder.attributes for holder in self._holders[block]):
+        if any(vars(holder.module).keys() != holder.attributes for holder in self._holders[block]):
             self._holders[block] = _holders(block)
         return [
             (f"{holder.path}.{name}", holder.module, name, value)
@@ -204,7 +204,9 @@ class ConditionalRows:
 
 def _holders(block: nn.Module) -> list[_Holder]:
     return [
-        _Holder(path, module, len(vars(module)), tuple(name for name in vars(module) if name not in _OWN))
+        _Holder(
+            path, module, frozenset(vars(module)), tuple(name for name in vars(module) if name not in _OWN)
+        )
         for path, module in block.named_modules()
     ]
 

@@ -98,12 +98,13 @@ def test_a_replayed_generation_runs_each_scale_at_once_and_paints_the_same(
         data = toprovar_compiler.summary(made).to_dict()
         assert torch.equal(made.autoregressive_infer_cfg(labels), wanted)
         after = toprovar_compiler.summary(made).to_dict()
-    scales = 3 if options["policy" if "policy" in options else "keep_ratio"] == "fixed-exit" else SCALES
+    scales = 3 if options.get("policy") == "fixed-exit" else SCALES
     assert recorder.runs == scales
     assert len(calls) == scales * LAYERS, "nothing runs but the scales' programs"
     assert _fallbacks(made) == {}
     assert after["recompiles"] == data["recompiles"]
-    assert after["flops_computed"] * 6 == data["flops_computed"] * 7 or "keep_ratio" in options
+    if "keep_ratio" not in options:  # with it the first generation runs in full, to learn from
+        assert after["flops_computed"] * 6 == data["flops_computed"] * 7
 
 
 @pytest.mark.filterwarnings("ignore:toprovar")
@@ -226,10 +227,6 @@ def test_what_a_model_does_between_its_blocks_is_not_missed(
     since: int,
     guard: Callable[[], Any],
 ) -> None:
-    if change is in_place and guard is torch.inference_mode and since > 3:
-        pytest.skip(
-            "tensors made in inference mode have no version: what begins after the comparison is missed"
-        )
     eager, model = make(Meddler), make(Meddler)
     for each in (eager, model):
         each.since, each.change = since, change
