@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import is_
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -98,11 +99,13 @@ class _Call:
         if [given[position] for position in positions] != numbers:
             return False
         positions, weights = self.weights
-        if not all(map(is_same, map(given.__getitem__, positions), weights)):
+        found = [given[position] for position in positions]
+        # Nearly always the very objects, and this is done at every call.
+        if not all(map(is_, found, weights)) and not all(map(is_same, found, weights)):
             return False
         for position, slot in self.moving:
-            wanted = values[slot]
-            if not is_same(given[position], wanted, repeated):
+            argument, wanted = given[position], values[slot]
+            if argument is not wanted and not is_same(argument, wanted, repeated):
                 return False
             if slot in versions and wanted._version != versions[slot]:
                 return False
@@ -211,6 +214,8 @@ def _outer(source: Given | Earlier, given: Sequence[Any], earlier: Left) -> Any:
         return given[source.position]
     left = earlier[source.call][source.position] if source.call < len(earlier) else None
     found = None if left is None else left()
-    if found is None or not found.dim() or len(found) < source.rows:
+    # len() of a tensor is slow, and a scale may ask for a hundred of them.
+    rows = found.shape[0] if found is not None and found.dim() else 0
+    if found is None or rows < source.rows:
         return None
-    return found if len(found) == source.rows else found[: source.rows]
+    return found if rows == source.rows else found[: source.rows]

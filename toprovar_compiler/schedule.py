@@ -29,13 +29,6 @@ def stated_schedule(model: nn.Module) -> tuple[int, ...] | None:
     return None if name is None else tuple(n * n for n in getattr(model, name))
 
 
-def default_start(schedule: tuple[int, ...] | None, scale: int, tokens: int) -> bool:
-    """Whether ``scale`` may be pruned when no start scale was given: the last three, or large ones."""
-    if schedule is not None:
-        return scale >= len(schedule) - LATE_SCALES
-    return tokens >= LATE_TOKENS
-
-
 def grid_of(tokens: int) -> tuple[int, int] | None:
     """Height and width of a square token grid; None if the number of tokens is no square."""
     side = math.isqrt(tokens)

@@ -98,10 +98,9 @@ class Session:
         self.policy.observe(step, outcome)
         work = work.of_more_rows(2) if current.halving else work
         self.counters.record(step.scale, step.layer, step.tokens, work)
-        if self.policy.may_exit:
-            current.device = outcome.stream_out.device
-            if flops_of is not None:
-                current.flops_of[step.layer] = flops_of
+        current.device = outcome.stream_out.device
+        if self.policy.may_exit and flops_of is not None:
+            current.flops_of[step.layer] = flops_of
 
     def position(self) -> tuple[Generation, int] | None:
         """The running generation and the scale that it has reached; None where none runs."""
@@ -203,13 +202,19 @@ class Session:
         self._conclude(certain=True)
 
     def settle(self) -> None:
-        """Finish the generation if it is known to be whole: the stated schedule ran, and its codes were seen.
+        """Wait for the device, count what it has found out, and finish the generation if it is known to be
+        whole: the stated schedule ran, and its codes were seen.
 
         Raises:
             OptionError, UnsupportedGraphError: as :meth:`finish`.
         """
         current = self.generation
-        if current is None or self.schedule is None or current.scale + 1 != len(self.schedule):
+        if current is None:
+            return
+        if current.device is not None and current.device.type == "cuda":
+            torch.cuda.synchronize(current.device)
+        self._note_complaints()
+        if self.schedule is None or current.scale + 1 != len(self.schedule):
             return
         if len(current.layers_done) == len(current.layers) and current.exit_mask is None:
             self.finish()
@@ -267,6 +272,9 @@ class Session:
     def _end_scale(self, current: Generation) -> None:
         if current.exit_mask is not None and current.sees_codes:
             self.note("residual codes of a pruned scale were not seen: its pruned tokens were not zeroed")
+        self._note_complaints()
+
+    def _note_complaints(self) -> None:
         for reason in (*self.policy.complaints(), *self.launcher.complaints()):
             self.note(reason)
 

@@ -17,6 +17,7 @@ import toprovar_compiler
 from benchmarks.model_shapes import random_model, twin
 from examples.emojivar.config import Config
 from toprovar_compiler.evaluation.reproducible import reproducible
+from toprovar_compiler.session import Session
 
 pytestmark = pytest.mark.gpu
 
@@ -84,6 +85,31 @@ def test_a_whole_scale_is_one_launch_and_is_recorded_once(
     assert picture.isfinite().all()
     assert calls["cudaGraphLaunch"] == len(CONFIG.patch_nums)
     assert calls["cudaStreamBeginCapture"] == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance_until": 3}], ids=["pruned", "guidance ends"])
+def test_decisions_never_wait_for_the_gpu(
+    models: tuple[Any, Any], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the host waits it launches nothing, and the GPU is idle once it has caught up."""
+    made = toprovar_compiler.compile(models[1], mode="reduce-overhead", keep_ratio=0.3, **options)
+    with torch.inference_mode():
+        for seed in range(5):
+            made.generate(list(PROMPTS), seed=seed)
+        for name in ("enter", "decide", "leave", "see_codes", "exits_before"):
+            monkeypatch.setattr(Session, name, _refusing_to_wait(getattr(Session, name)))
+        made.generate(list(PROMPTS), seed=9)
+
+
+def _refusing_to_wait(method: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*arguments: Any, **named: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return method(*arguments, **named)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return run
 
 
 def _fallbacks(model: Any) -> dict[str, int]:

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from tests.kernels.oracle import check, quantised
-from toprovar_compiler.kernels import ops  # noqa: F401  (registers the operators)
+from toprovar_compiler.kernels import (
+    hopper_attention,
+    ops,  # noqa: F401  (registers the operators)
+)
 from toprovar_compiler.kernels.hopper_attention import attend_on_hopper, choose_plan, hopper_shortfall
-from toprovar_compiler.kernels.hopper_plans import PLANS
+from toprovar_compiler.kernels.hopper_plans import PLANS, Plan, choose
 from toprovar_compiler.kernels.reference import attention_entropy_reference
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("needs_hopper")]
@@ -34,6 +37,7 @@ SHAPES = [
     (1, 2, 1, 4097, 4097, 64),
     (2, 16, 16, 1024, 2521, 128),
     (2, 16, 4, 1025, 2177, 64),
+    (2, 36, 36, 576, 1216, 64),
     (1, 16, 4, 1088, 10521, 128),
 ]
 
@@ -47,6 +51,22 @@ def needs_hopper() -> None:
     for size in PLANS:
         for dtype in DTYPES:
             assert hopper_shortfall(torch.device("cuda"), size, dtype) is None
+
+
+@pytest.fixture(autouse=True, params=["as chosen", "first plan, whole rows"])
+def _each_plan(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small operands would all run the last plan, on parts of the keys: run what large ones do as well."""
+    if request.param == "as chosen":
+        return
+
+    def first(
+        heads: int, queries: int, keys: int, size: int, processors: int, biased: bool
+    ) -> tuple[Plan, int] | None:
+        chosen = choose(heads, queries, keys, size, processors, biased)
+        fits = chosen is not None and not biased and keys >= PLANS[size][0].keys
+        return (PLANS[size][0], 1) if fits else chosen
+
+    monkeypatch.setattr(hopper_attention, "choose", first)
 
 
 def operands(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.kernels.oracle import check
 from tests.kernels.test_hopper_gpu import DTYPES, ENTROPY_ERROR, LOGARITHM_ERROR, needs_hopper, operands
 from toprovar_compiler.kernels.hopper_attention import launch
-from toprovar_compiler.kernels.hopper_plans import PLANS
+from toprovar_compiler.kernels.hopper_plans import PLANS, Plan
 from toprovar_compiler.kernels.reference import attention_entropy_reference
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("needs_hopper")]
@@ -28,14 +28,20 @@ SHAPES = [
 ]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, splits: int, scale: float | None = None) -> tuple[Tensor, Tensor]:
-    """The narrow plan, on outputs that start as NaN."""
+def sharing(size: int) -> list[Plan]:
+    """The plans whose programs share a multiprocessor, and may share a row's keys."""
+    return [plan for plan in PLANS[size] if plan.resident > 1]
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, splits: int, scale: float | None = None, plan: Plan | None = None
+) -> tuple[Tensor, Tensor]:
+    """The narrow plan, or another, on outputs that start as NaN."""
     batch, heads, queries, size = q.shape
     out = q.new_full((batch, queries, heads, size), torch.nan).transpose(1, 2)
     entropy = torch.full((batch, heads, queries), torch.nan, device=q.device)
-    launch(
-        PLANS[size][-1], splits, q, k, v, None, out, entropy, 1 / math.sqrt(size) if scale is None else scale
-    )
+    scale = 1 / math.sqrt(size) if scale is None else scale
+    launch(plan or PLANS[size][-1], splits, q, k, v, None, out, entropy, scale)
     return out, entropy
 
 
@@ -44,20 +50,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, splits: int, scale: float | None = N
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_sweep(shape: tuple[int, ...], splits: int, dtype: torch.dtype) -> None:
     q, k, v = operands(shape, dtype)
-    out, entropy = attend(q, k, v, splits)
     scale = 1 / math.sqrt(shape[-1])
-    check(out, entropy, q, k, v, None, scale)
     exact = attention_entropy_reference(q.double(), k.double(), v.double(), None, scale)[1]
-    assert float((entropy - exact).abs().max()) < ENTROPY_ERROR
+    for plan in sharing(shape[-1]):
+        out, entropy = attend(q, k, v, splits, plan=plan)
+        check(out, entropy, q, k, v, None, scale)
+        assert float((entropy - exact).abs().max()) < ENTROPY_ERROR
 
 
 @pytest.mark.parametrize("size", [64, 128])
 def test_the_smallest_parts(size: int) -> None:
     """Parts of a single tile, and of one tile and a key."""
-    tile = PLANS[size][-1].keys
-    for keys in (4 * tile, 4 * tile + 1, 5 * tile - 1):
-        q, k, v = operands((1, 2, 2, 100, keys, size), torch.bfloat16)
-        check(*attend(q, k, v, 4), q, k, v, None, 1 / math.sqrt(size))
+    for plan in sharing(size):
+        tile = plan.keys
+        for keys in (4 * tile, 4 * tile + 1, 5 * tile - 1):
+            q, k, v = operands((1, 2, 2, 100, keys, size), torch.bfloat16)
+            check(*attend(q, k, v, 4, plan=plan), q, k, v, None, 1 / math.sqrt(size))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

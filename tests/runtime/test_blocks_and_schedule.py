@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 from torch import nn
 
 from tests.toy_generators import ClassVAR, TextVAR, make
 from toprovar_compiler.blocks import find_blocks
 from toprovar_compiler.errors import UnsupportedModelError
-from toprovar_compiler.schedule import default_start, grid_of, stated_schedule
+from toprovar_compiler.options import Options
+from toprovar_compiler.policies.base import Step
+from toprovar_compiler.policies.budget import Budget
+from toprovar_compiler.schedule import grid_of, stated_schedule
 
 
 def _holder(**attributes: object) -> nn.Module:
@@ -78,12 +83,16 @@ def test_a_model_without_the_attribute_states_no_schedule() -> None:
 
 def test_the_last_three_stated_scales_are_due_by_default() -> None:
     schedule = (1, 4, 9, 16, 36)
-    due = [default_start(schedule, scale, tokens) for scale, tokens in enumerate(schedule)]
-    assert due == [False, False, True, True, True]
+    assert _due(schedule, enumerate(schedule)) == [False, False, True, True, True]
 
 
 def test_without_schedule_scales_of_256_tokens_and_more_are_due() -> None:
-    assert [default_start(None, 0, tokens) for tokens in (255, 256, 1024)] == [False, True, True]
+    assert _due(None, [(0, 255), (0, 256), (0, 1024)]) == [False, True, True]
+
+
+def _due(schedule: tuple[int, ...] | None, scales: Iterable[tuple[int, int]]) -> list[bool]:
+    budget = Budget(Options(), schedule)
+    return [budget.is_due(Step(scale, 0, tokens, 0, 1, 1)) for scale, tokens in scales]
 
 
 @pytest.mark.parametrize(("tokens", "grid"), [(1, (1, 1)), (36, (6, 6)), (35, None), (2, None)])

@@ -13,9 +13,10 @@ MOST_SPLITS = 16
 # Programs for so much of the multiprocessors fill the GPU.
 _FULL = 0.95
 _MOST_SHAPES = 4096
-# What parts of the keys cost, in tiles of keys of one program (about 0.65 us each on an H100): one more launch,
-# each part, and each part's way through memory for 2^20 numbers of output. Then how much longer a tile takes where
-# two programs share a multiprocessor. Fitted to `python -m benchmarks.attention_splits`.
+# What parts of the keys cost, in tiles of so many numbers (about 0.65 us each on an H100): one more launch,
+# each part, and each part's way through memory for 2^20 numbers of output. Then how much longer a tile takes with
+# each program more that shares a multiprocessor. Fitted to `python -m benchmarks.attention_splits`.
+_TILE = 8192
 _LAUNCH, _PART, _WAY, _SHARED = 3.0, 0.5, 7.0, 1.3
 
 
@@ -31,10 +32,10 @@ class Plan(NamedTuple):
     resident: int
 
 
-# head size -> plans, the widest first; the first whose programs fill the GPU is taken, else the last. None
-# spills registers; three consumers of 160 registers a thread, for head size 64, did.
+# head size -> plans; the first whose programs fill the GPU is taken, else the last. None spills registers. At head
+# size 64 three programs on a multiprocessor are faster than two consumers that take turns (decision 15).
 PLANS: dict[int, tuple[Plan, ...]] = {
-    64: (Plan(128, 3, 2, 240, 168, 1), Plan(128, 2, 1, 0, 128, 2)),
+    64: (Plan(64, 2, 1, 0, 80, 3), Plan(128, 2, 1, 0, 128, 2)),
     128: (Plan(128, 2, 2, 240, 168, 1), Plan(64, 2, 1, 0, 128, 2)),
 }
 
@@ -68,10 +69,10 @@ def choose_splits(plan: Plan, heads: int, queries: int, keys: int, size: int, pr
     resident = plan.resident if whole > heads else 1
 
     def tiles(splits: int) -> float:
-        shared = _SHARED if whole * splits > processors else 1.0
+        shared = _SHARED ** (math.ceil(whole * splits / processors) - 1)
         a_part = _PART + _WAY * heads * queries * size / (1 << 20)
         joining = _LAUNCH + splits * a_part if splits > 1 else 0.0
-        return math.ceil(keys / (splits * plan.keys)) * shared + joining
+        return math.ceil(keys / (splits * plan.keys)) * (plan.keys * size / _TILE) * shared + joining
 
     most = min(MOST_SPLITS, processors * resident // whole, keys // plan.keys)
     return min(range(1, most + 1), key=tiles, default=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -33,8 +32,7 @@ class Step(NamedTuple):
         return self.rows // self.rows_per_sample
 
 
-@dataclass(frozen=True)
-class Dense:
+class Dense(NamedTuple):
     """Run every token; return the entropy map too if ``entropy`` says so."""
 
     entropy: bool = False
@@ -49,8 +47,7 @@ class Choice(NamedTuple):
     kept_of_rows: Tensor
 
 
-@dataclass(frozen=True)
-class Prune:
+class Prune(NamedTuple):
     """Run ``keep`` tokens of each sample.
 
     Attributes:
@@ -131,7 +128,10 @@ class Policy(Protocol):
         """Whether from this scale on the conditional rows' results stand for the unconditional ones too."""
 
     def complaints(self) -> list[str]:
-        """Reasons, since the last call, why decisions were worse than they should be."""
+        """Reasons, since the last call, why decisions were worse than they should be.
+
+        Waits for no device: what one has yet to find out is told when it has.
+        """
 
     def full_maps(self, scale: int) -> Sequence[Tensor]:
         """Entropies [samples, H, N] of all layers of the last scale before pruning, which ran in full.

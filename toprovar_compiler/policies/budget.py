@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 from toprovar_compiler.errors import OptionError
 from toprovar_compiler.options import Options
 from toprovar_compiler.policies.base import Step
-from toprovar_compiler.schedule import LATE_SCALES, LATE_TOKENS, default_start
+from toprovar_compiler.schedule import LATE_SCALES, LATE_TOKENS
 
 MIN_KEPT = 2
 # Maps are collected where the next scale may be pruned; scales grow by up to this factor in tokens.
@@ -34,7 +36,7 @@ class Budget:
                 "(patch_nums or scale_schedule), got none; set keep_ratio and retention='rank' instead"
             )
 
-    @property
+    @functools.cached_property
     def first_scale(self) -> int | None:
         """The first scale that may be pruned; None where only its number of tokens will tell."""
         if self.options.start_scale is not None:
@@ -42,9 +44,9 @@ class Budget:
         return None if self.schedule is None else max(0, len(self.schedule) - LATE_SCALES)
 
     def is_due(self, step: Step) -> bool:
-        if self.options.start_scale is not None:
-            return step.scale >= self.options.start_scale
-        return default_start(self.schedule, step.scale, step.tokens)
+        if self.first_scale is not None:
+            return step.scale >= self.first_scale
+        return step.tokens >= LATE_TOKENS
 
     def leads_to_pruning(self, step: Step) -> bool:
         """Whether the scale after this one may be due."""

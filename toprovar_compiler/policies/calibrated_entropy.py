@@ -12,6 +12,7 @@ from torch import Tensor
 from toprovar_compiler.policies.base import Outcome, Step
 from toprovar_compiler.policies.calibration import Gate
 from toprovar_compiler.policies.entropy_source import BaseSource, resize
+from toprovar_compiler.policies.late_flag import LateFlag
 
 
 class _Map(NamedTuple):
@@ -56,7 +57,7 @@ class CalibratedEntropy(BaseSource):
     def __init__(self, gates: Mapping[int, Gate]) -> None:
         self._gates = gates
         self._tensors: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
-        self._finite: Tensor | None = None
+        self._finite = LateFlag()
         self.start_generation()
 
     def start_generation(self) -> None:
@@ -79,10 +80,9 @@ class CalibratedEntropy(BaseSource):
         self._maps[step.layer] = _Map(outcome.entropy[: step.samples], outcome.kept, outcome.keys)
 
     def complaints(self) -> list[str]:
-        finite, self._finite = self._finite, None
-        if finite is None or bool(finite):
-            return []
-        return ["an entropy map was not finite: it was left out of the ranking"]
+        return (
+            ["an entropy map was not finite: it was left out of the ranking"] if self._finite.failed() else []
+        )
 
     def _advance(self, step: Step) -> None:
         """At a new scale: predict from all layers of the scale that ended."""
@@ -109,7 +109,7 @@ class CalibratedEntropy(BaseSource):
         weights, centre = self._on(ended.scale, stacked.device)
         distance = stacked.double() - centre
         finite = distance.isfinite()
-        self._finite = finite.all() if self._finite is None else self._finite & finite.all()
+        self._finite.add(finite.all())
         # float64, so that the order of a picture's tokens does not depend on the batch that it is in
         predicted = (torch.where(finite, distance, 0.0) * weights).sum((1, 2)) + self._gates[ended.scale].bias
         if kept is None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from toprovar_compiler.policies.base import Outcome, Step
+from toprovar_compiler.policies.late_flag import LateFlag
 from toprovar_compiler.schedule import grid_of
 
 
@@ -143,17 +144,19 @@ class LayerMean(SameLayer):
     """The mean over layers of the previous scale's maps, each z-scored over its tokens (NOTES, rehearsal).
 
     One map for all layers of a scale, known before the scale's first layer runs. A layer whose map is
-    not finite is left out, on the device; that it happened is read back when complaints are asked for.
+    not finite is left out, on the device; that it happened is told when the device has come so far.
     """
+
+    def __init__(self) -> None:
+        self._finite = LateFlag()
+        super().__init__()
 
     def start_generation(self) -> None:
         super().start_generation()
         self._mean: Tensor | None = None
-        self._finite: Tensor | None = None
 
     def complaints(self) -> list[str]:
-        finite, self._finite = self._finite, None
-        if finite is None or bool(finite):
+        if not self._finite.failed():
             return []
         return ["an entropy map was not finite: its layer was left out of the ranking"]
 
@@ -170,7 +173,7 @@ class LayerMean(SameLayer):
         spread, centre = torch.std_mean(stacked, dim=-1, keepdim=True)
         scores = (stacked - centre) / spread.clamp_min(torch.finfo(stacked.dtype).tiny)
         finite = scores.isfinite().all(-1, keepdim=True)
-        self._finite = finite.all()
+        self._finite.add(finite.all())
         self._mean = torch.where(finite, scores, 0.0).sum(0) / finite.sum(0).clamp_min(1)
 
 

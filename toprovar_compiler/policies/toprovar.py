@@ -165,8 +165,9 @@ class ToprovarPolicy(BasePolicy):
         return self._full.of(scale)
 
     def _dense(self, entropy: bool = True, fallback: str | None = None) -> Dense:
-        readers = (self.source, self.onset, self.layers)
-        return Dense(entropy and any(reader.reads_entropy for reader in readers), fallback)
+        if entropy:
+            entropy = self.source.reads_entropy or self.onset.reads_entropy or self.layers.reads_entropy
+        return Dense(entropy, fallback)
 
     def _prune_scale(self, step: Step, keep: int, base: Tensor) -> Decision:
         if self._choices.scale != step.scale:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -91,7 +90,7 @@ class EntropyRecorder(Recorder):
 
     def decide(self, step: Step, stream: Tensor) -> Decision:
         decision = super().decide(step, stream)
-        return dataclasses.replace(decision, entropy=True) if isinstance(decision, Dense) else decision
+        return decision._replace(entropy=True) if isinstance(decision, Dense) else decision
 
 
 def _first_row(step: Step, outcome: Outcome) -> Tensor | None:
