@@ -36,10 +36,8 @@ _OTHER_GUIDANCE = (
     "the unconditional branch was not replaced: that requires guidance with two rows a sample, and codes "
     "that are seen"
 )
-_REFUSED = (
-    "the unconditional branch was not replaced: a block gives other results for the conditional rows alone, "
-    "or cannot run them"
-)
+_REFUSED = "the unconditional branch was not replaced: on the conditional rows alone a block "
+_LOOK_ALIKE = " (the batch has as many rows as the scale has tokens: try another batch size)"
 # What every module holds of its own is neither cache nor argument.
 _OWN = frozenset(vars(nn.Module()))
 
@@ -72,7 +70,7 @@ class ConditionalRows:
     def __init__(self, blocks: Sequence[nn.Module], owner: Owner) -> None:
         self.blocks, self.owner = list(blocks), owner
         self._holders = {block: _holders(block) for block in self.blocks}
-        self._fits: dict[Hashable, bool] = {}
+        self._misfits: dict[Hashable, str | None] = {}
 
     def halved(self, block: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
         """``call``, a compiled call of ``block``, that runs half of the rows where that is due."""
@@ -159,11 +157,15 @@ class ConditionalRows:
         assert session is not None, "a generation has a session"
         given = [*enumerate(arguments), *named.items()]
         kind = (*((name, places(value, rows)) for name, value in given), *_cached(attributes, rows))
-        if kind not in self._fits:
-            self._fits[kind] = _halves_fit(block, attributes, arguments, named, rows)
-        if not self._fits[kind]:
-            self._refuse(session, generation, _REFUSED)
-        return self._fits[kind]
+        if kind not in self._misfits:
+            self._misfits[kind] = _misfit(block, attributes, arguments, named, rows)
+        misfit = self._misfits[kind]
+        if misfit is not None:
+            assert session.schedule is not None, "see _replacing"
+            assert generation.replaces_at is not None, "see _replacing"
+            hint = _LOOK_ALIKE if rows == session.schedule[generation.replaces_at] else ""
+            self._refuse(session, generation, f"{_REFUSED}{misfit}{hint}")
+        return misfit is None
 
     def _level(self, watched: nn.Module) -> Callable[..., tuple[Any, Any] | None]:
         """The conditional rows twice, for a module that gets the tokens between the last block and the codes.
@@ -227,25 +229,29 @@ def _halve_caches(attributes: Sequence[Attribute], rows: int) -> None:
             setattr(module, name, halve(value, rows))
 
 
-def _halves_fit(
+def _misfit(
     block: nn.Module, attributes: Sequence[Attribute], arguments: Any, named: Any, rows: int
-) -> bool:
-    """Run the block twice, uncompiled, and compare the conditional rows; its ``attributes`` are as before."""
-    for _, _, _, value in attributes:
+) -> str | None:
+    """What a block does wrong on half of its rows; None where these come out as in the full batch.
+
+    It is run twice, uncompiled; its ``attributes`` are as before afterwards.
+    """
+    for path, _, _, value in attributes:
         if isinstance(value, (list, dict)) and any(has_rows(x, rows) for x in _pytree.tree_leaves(value)):
-            return False  # what is changed in place cannot be put back
+            return f"may change {path.lstrip('.')} in place, which cannot be undone"
     given, given_named = halve_call(arguments, named, rows)
     try:
         full = block.forward(*arguments, **named)
         _put_back(attributes)
         _halve_caches(attributes, rows)
         half = block.forward(*given, **given_named)
-    except (RuntimeError, IndexError, ValueError, TypeError):
-        return False
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        return f"raises {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     finally:
         _put_back(attributes)
     wanted, got = _pytree.tree_leaves(full), _pytree.tree_leaves(half)
-    return len(wanted) == len(got) and all(_is_half(a, b, rows) for a, b in zip(wanted, got, strict=True))
+    alike = len(wanted) == len(got) and all(_is_half(a, b, rows) for a, b in zip(wanted, got, strict=True))
+    return None if alike else "gives other results"
 
 
 def _put_back(attributes: Sequence[Attribute]) -> None:
