@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -81,7 +80,7 @@ def test_the_picture_is_that_with_entropy(labels: Tensor, monkeypatch: pytest.Mo
     def asking(self: FastvarPolicy, *arguments: Any) -> Any:
         decision = decide(self, *arguments)
         asked = {"maps": True} if isinstance(decision, Prune) else {"entropy": True}
-        return dataclasses.replace(decision, **asked)
+        return decision._replace(**asked)
 
     monkeypatch.setattr(FastvarPolicy, "decide", asking)
     torch.testing.assert_close(_paint(labels, policy="fastvar"), without)
