@@ -80,9 +80,9 @@ class CalibratedEntropy(BaseSource):
         self._maps[step.layer] = _Map(outcome.entropy[: step.samples], outcome.kept, outcome.keys)
 
     def complaints(self) -> list[str]:
-        return (
-            ["an entropy map was not finite: it was left out of the ranking"] if self._finite.failed() else []
-        )
+        if not self._finite.failed():
+            return []
+        return ["an entropy map was not finite: it was left out of the ranking"]
 
     def _advance(self, step: Step) -> None:
         """At a new scale: predict from all layers of the scale that ended."""
