@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
-from operator import is_
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, repeat
+from operator import is_, itemgetter
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -58,58 +57,67 @@ class Held(NamedTuple):
 Source = Given | Result | Earlier | Held
 
 
-@dataclass
 class _Call:
     """A block call.
 
-    Attributes:
-        moving: positions of arguments, and the slots of the program's values where they are.
-        weights, numbers: positions of arguments that are the same each time, and these.
+    Args:
+        sources: where its arguments come from.
+        slots: where the program's values are.
         results: for each its slot if it is a tensor, else None and what it is.
     """
 
-    run: Compiled
-    moving: list[tuple[int, int]]
-    weights: tuple[list[int], list[Tensor]]
-    numbers: tuple[list[int], list[Any]]
-    results: list[tuple[int | None, Any]]
-
-    @property
-    def count(self) -> int:
-        """How many arguments it has."""
-        return len(self.moving) + len(self.weights[0]) + len(self.numbers[0])
+    def __init__(
+        self,
+        run: Compiled,
+        sources: Sequence[Source],
+        slots: Mapping[Source, int],
+        results: Sequence[tuple[int | None, Any]],
+    ) -> None:
+        self.run, self.count, self._results = run, len(sources), results
+        held = {place: source.value for place, source in enumerate(sources) if isinstance(source, Held)}
+        self.weights = {place: value for place, value in held.items() if isinstance(value, Tensor)}
+        self._numbers = {place: value for place, value in held.items() if place not in self.weights}
+        self._moving = {place: slots[source] for place, source in enumerate(sources) if place not in held}
+        # All of them are compared at every call.
+        self._weights_of, self._numbers_of = _picker(self.weights), _picker(self._numbers)
+        self._moving_of, self._wanted_of = _picker(self._moving), _picker(self._moving.values())
 
     def arguments(self, values: Sequence[Tensor]) -> list[Any]:
         given: list[Any] = [None] * self.count
-        for position, slot in self.moving:
-            given[position] = values[slot]
-        for position, value in chain(zip(*self.weights, strict=True), zip(*self.numbers, strict=True)):
-            given[position] = value
+        for place, slot in self._moving.items():
+            given[place] = values[slot]
+        for place, value in chain(self.weights.items(), self._numbers.items()):
+            given[place] = value
         return given
 
     def returned(self, values: Sequence[Tensor]) -> list[Any]:
-        return [value if slot is None else values[slot] for slot, value in self.results]
+        return [value if slot is None else values[slot] for slot, value in self._results]
 
     def fits(self, call: BlockCall, values: Sequence[Tensor], versions: Versions, repeated: Repeated) -> bool:
         """Whether ``call`` is this one, with ``values`` unchanged since they had these ``versions``."""
         given = call.given
         if call.run is not self.run or len(given) != self.count:
             return False
-        positions, numbers = self.numbers
-        if [given[position] for position in positions] != numbers:
+        if self._numbers_of(given) != tuple(self._numbers.values()):
             return False
-        positions, weights = self.weights
-        found = [given[position] for position in positions]
-        # Nearly always the very objects, and this is done at every call.
+        # Nearly always the very objects.
+        found, weights = self._weights_of(given), self.weights.values()
         if not all(map(is_, found, weights)) and not all(map(is_same, found, weights)):
             return False
-        for position, slot in self.moving:
-            argument, wanted = given[position], values[slot]
-            if argument is not wanted and not is_same(argument, wanted, repeated):
-                return False
-            if slot in versions and wanted._version != versions[slot]:
-                return False
-        return True
+        found, wanted = self._moving_of(given), self._wanted_of(values)
+        if not all(map(is_, found, wanted)) and not all(map(is_same, found, wanted, repeat(repeated))):
+            return False
+        return not versions or all(
+            values[slot]._version == versions[slot] for slot in self._moving.values() if slot in versions
+        )
+
+
+def _picker(places: Iterable[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """Takes what is at these places."""
+    wanted = tuple(places)
+    if len(wanted) > 1:
+        return itemgetter(*wanted)
+    return lambda values: tuple([values[place] for place in wanted])
 
 
 class Program:
@@ -138,30 +146,19 @@ class Program:
         used = chain.from_iterable(sources)
         made._outer = list(dict.fromkeys(source for source in used if isinstance(source, (Given, Earlier))))
         slots: dict[Source, int] = {source: slot for slot, source in enumerate(made._outer)}
-        for call, (run, of_call, results) in enumerate(zip(runs, sources, returned, strict=True)):
-            made.calls.append(made._call(run, of_call, slots))
-            for position, value in enumerate(results):
+        for at, (run, of_call, given_back) in enumerate(zip(runs, sources, returned, strict=True)):
+            results: list[tuple[int | None, Any]] = []
+            call = _Call(run, of_call, slots, results)
+            for position, value in enumerate(given_back):
                 slot = None
                 if value is TENSOR:
-                    slot = slots[Result(call, position)] = len(made._outer) + made.outputs
+                    slot = slots[Result(at, position)] = len(made._outer) + made.outputs
                     made.outputs += 1
-                made.calls[-1].results.append((slot, None if slot is not None else value))
+                results.append((slot, None if slot is not None else value))
+            # By identity: tensors cannot be told apart by value.
+            made._weights.update((id(weight), weight) for weight in call.weights.values())
+            made.calls.append(call)
         return made
-
-    def _call(self, run: Compiled, sources: list[Source], slots: dict[Source, int]) -> _Call:
-        call = _Call(run, [], ([], []), ([], []), [])
-        for position, source in enumerate(sources):
-            if not isinstance(source, Held):
-                call.moving.append((position, slots[source]))
-                continue
-            is_weight = isinstance(source.value, Tensor)
-            if is_weight:
-                # By identity: tensors cannot be told apart by value.
-                self._weights[id(source.value)] = source.value
-            positions, values = call.weights if is_weight else call.numbers
-            positions.append(position)
-            values.append(source.value)
-        return call
 
     @property
     def fixed(self) -> tuple[int, ...]:
