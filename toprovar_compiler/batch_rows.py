@@ -21,7 +21,9 @@ def halve_call(arguments: Any, named: Any, rows: int) -> tuple[tuple[Any, ...], 
 
 def halve(value: Any, rows: int) -> Any:
     """The first half of each tensor that has ``rows`` rows."""
-    return of_tensors(value, lambda leaf: leaf[: rows // 2] if has_rows(leaf, rows) else leaf)
+    if isinstance(value, Tensor):
+        return value[: rows // 2] if has_rows(value, rows) else value
+    return of_tensors(value, lambda leaf: halve(leaf, rows) if isinstance(leaf, Tensor) else leaf)
 
 
 def of_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
@@ -33,8 +35,10 @@ def of_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
 
 def places(value: Any, rows: int) -> Hashable:
     """Where ``value`` has tensors of ``rows`` rows."""
-    if isinstance(value, (Tensor, *PLAIN)):
+    if isinstance(value, Tensor):
         return has_rows(value, rows)
+    if isinstance(value, PLAIN):
+        return False
     leaves = _pytree.tree_leaves_with_path(value)
     return tuple(_pytree.keystr(path) for path, leaf in leaves if has_rows(leaf, rows))
 
@@ -46,16 +50,19 @@ def twice(rows: Tensor) -> Tensor:
 
 def has_tokens(given: tuple[Any, ...], rows: int, tokens: int) -> bool:
     """Whether a tensor [rows, tokens, C] is among what is given, or within it."""
-    return any(_is_stream(value, rows, tokens) for value in given) or any(
-        _is_stream(leaf, rows, tokens)
-        for value in given
-        if not isinstance(value, (Tensor, *PLAIN))
-        for leaf in _pytree.tree_leaves(value)
-    )
+    for value in given:
+        if isinstance(value, Tensor):
+            if _is_stream(value, rows, tokens):
+                return True
+        elif not isinstance(value, PLAIN):
+            leaves = _pytree.tree_leaves(value)
+            if any(isinstance(leaf, Tensor) and _is_stream(leaf, rows, tokens) for leaf in leaves):
+                return True
+    return False
 
 
-def _is_stream(value: Any, rows: int, tokens: int) -> bool:
-    return isinstance(value, Tensor) and value.shape[:2] == (rows, tokens) and value.is_floating_point()
+def _is_stream(value: Tensor, rows: int, tokens: int) -> bool:
+    return value.shape[:2] == (rows, tokens) and value.is_floating_point()
 
 
 def has_rows(leaf: Any, rows: int) -> bool:

@@ -46,12 +46,11 @@ Attribute = tuple[str, nn.Module, str, Any]
 
 
 class _Holder(NamedTuple):
-    """A module of a block, the names of all its attributes, and those of its own."""
+    """A module of a block, the names of all its attributes, and those of its own with the paths to them."""
 
-    path: str
     module: nn.Module
     attributes: frozenset[str]
-    names: tuple[str, ...]
+    own: tuple[tuple[str, str], ...]
 
 
 class Owner(Protocol):
@@ -119,12 +118,14 @@ class ConditionalRows:
 
     def _attributes(self, block: nn.Module) -> list[Attribute]:
         """What the block's modules hold of their own that may be or hold tensors."""
-        if any(vars(holder.module).keys() != holder.attributes for holder in self._holders[block]):
-            self._holders[block] = _holders(block)
+        for holder in self._holders[block]:
+            if vars(holder.module).keys() != holder.attributes:
+                self._holders[block] = _holders(block)
+                break
         return [
-            (f"{holder.path}.{name}", holder.module, name, value)
+            (path, holder.module, name, value)
             for holder in self._holders[block]
-            for name in holder.names
+            for name, path in holder.own
             if not isinstance(value := vars(holder.module)[name], PLAIN)
         ]
 
@@ -205,20 +206,24 @@ class ConditionalRows:
 
 
 def _holders(block: nn.Module) -> list[_Holder]:
+    """The modules that may hold caches: torch's own keep none, and they are most."""
     return [
         _Holder(
-            path, module, frozenset(vars(module)), tuple(name for name in vars(module) if name not in _OWN)
+            module,
+            frozenset(vars(module)),
+            tuple((name, f"{path}.{name}") for name in vars(module) if name not in _OWN),
         )
         for path, module in block.named_modules()
+        if not type(module).__module__.startswith("torch.nn.")
     ]
 
 
 def _cached(attributes: Sequence[Attribute], rows: int) -> list[str]:
     """Where modules hold tensors of all rows or, from an earlier halved call, of half of them."""
-    found = []
+    found, counts = [], (rows, rows // 2)
     for path, _, _, value in attributes:
         leaves = [value] if isinstance(value, Tensor) else _pytree.tree_leaves(value)
-        if any(has_rows(leaf, rows) or has_rows(leaf, rows // 2) for leaf in leaves):
+        if any(isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] in counts for leaf in leaves):
             found.append(path)
     return found
 

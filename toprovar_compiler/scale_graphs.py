@@ -166,7 +166,7 @@ class _Ahead:
 
     def __init__(self, ready: _Ready, inputs: list[Tensor]) -> None:
         self.ready = ready
-        self._repeated: list[tuple[Tensor, Tensor]] = []
+        self._repeated: dict[int, tuple[Tensor, Tensor]] = {}
         program = ready.program
         self._values = program.values(inputs, ready.run(list(inputs)))
         self._versions = {
@@ -186,12 +186,12 @@ class _Ahead:
         results = expected.returned(self._values)
         if self.is_done:
             # Nothing is compared with them any more, and the next scale may be long in coming.
-            self._values, self._repeated = [], []
+            self._values, self._repeated = [], {}
         return results
 
     def repeat(self, rows: Tensor, repeated: Tensor) -> None:
         if not self.is_done:
-            self._repeated.append((rows, repeated))
+            self._repeated[id(rows)] = (rows, repeated)
 
 
 def _key(step: Step, call: BlockCall) -> Hashable:

@@ -17,8 +17,10 @@ Results = Sequence[Any]
 Left = Sequence[Sequence[weakref.ref[Tensor] | None]]
 """The tensors that the calls of a scale returned, as far as they are alive. To look at one is to hold it for
 that time, and Inductor's CUDA graphs count who holds what they returned: look only at what is needed."""
-Repeated = Sequence[tuple[Tensor, Tensor]]
-"""Pairs of a result and of its copy twice over; the copy's first half stands for the result."""
+Repeated = Mapping[int, tuple[Tensor, Tensor]]
+"""By the identity of a result: itself and its copy twice over, whose first half stands for it."""
+
+_NONE: Repeated = {}
 
 Versions = Mapping[int, int]
 """Of the values in these slots; tensors made in inference mode have none."""
@@ -185,13 +187,13 @@ class Program:
         return [*inputs[: len(self._outer)], *outputs]
 
 
-def is_same(argument: Any, wanted: Any, repeated: Repeated = ()) -> bool:
+def is_same(argument: Any, wanted: Any, repeated: Repeated = _NONE) -> bool:
     """Whether both are the same memory seen in the same way, or the same number.
 
     ``wanted`` must be held meanwhile: memory that is given back may be another tensor's next.
 
     Args:
-        repeated: pairs of a tensor and of its copy twice over; the copy's first half stands for the tensor.
+        repeated: the copies whose first half stands for a tensor.
     """
     if argument is wanted:
         return True
@@ -203,7 +205,8 @@ def is_same(argument: Any, wanted: Any, repeated: Repeated = ()) -> bool:
         return False
     if argument.data_ptr() == wanted.data_ptr():
         return argument.stride() == wanted.stride()
-    return any(rows is wanted and argument.data_ptr() == copy.data_ptr() for rows, copy in repeated)
+    copy = repeated.get(id(wanted))
+    return copy is not None and argument.data_ptr() == copy[1].data_ptr()
 
 
 def _outer(source: Given | Earlier, given: Sequence[Any], earlier: Left) -> Any:
