@@ -80,14 +80,14 @@ def random_model(config: Config, device: str, dtype: torch.dtype, seed: int = 0)
     return model
 
 
-def twin(model: EmojiVAR) -> EmojiVAR:
+def twin(model: nn.Module) -> Any:
     """Modules of their own over the same weights."""
     shared = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
-def prepare(model: EmojiVAR, variant: Variant) -> EmojiVAR:
-    """A twin of the model, compiled as the variant says."""
+def prepare(model: nn.Module, variant: Variant) -> Any:
+    """A twin of the model, which has ``blocks``, compiled as the variant says."""
     made = twin(model)
     if variant.backend == "inductor":
         torch._dynamo.config.recompile_limit = _GRAPHS_PER_BLOCK
@@ -120,13 +120,18 @@ def busy_seconds(call: Callable[[], Any]) -> float:
     return sum(event.device_time for event in on_gpu) / 1e6
 
 
-def measure(model: EmojiVAR, chosen: Mapping[str, Variant], count: int) -> dict[str, Any]:
+def measure(
+    model: nn.Module,
+    chosen: Mapping[str, Variant],
+    count: int,
+    generate: Callable[[nn.Module, int], tuple[float, float]] = generate,
+) -> dict[str, Any]:
     """Per variant: the first generations, then wall and host seconds of the rounds, and busy seconds."""
-    models: dict[str, EmojiVAR] = {}
+    models: dict[str, nn.Module] = {}
     results: dict[str, Any] = {}
     for name, variant in chosen.items():
         models[name] = prepare(model, variant)
-        first = [generate(models[name], seed=0)[0] for _ in range(_WARM_UPS)]
+        first = [generate(models[name], 0)[0] for _ in range(_WARM_UPS)]
         results[name] = {"first_s": first}
         print(f"{name}: warm-up {', '.join(f'{seconds:.2f}' for seconds in first)} s", flush=True)
     toprovar_compiler.reset()
@@ -137,7 +142,7 @@ def measure(model: EmojiVAR, chosen: Mapping[str, Variant], count: int) -> dict[
     for name, made in models.items():
         walls, hosts = zip(*taken[name], strict=True)
         results[name] |= {"wall_s": summarise(walls), "host_s": summarise(hosts)}
-        results[name]["busy_s"] = busy_seconds(lambda made=made: generate(made, seed=1))
+        results[name]["busy_s"] = busy_seconds(lambda made=made: generate(made, 1))
         if chosen[name].backend == "toprovar":
             results[name]["summary"] = toprovar_compiler.summary(made).to_dict()
     return results

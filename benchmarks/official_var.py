@@ -1,0 +1,134 @@
+"""Whole generations of VAR's official code, its source untouched, with random weights, on one GPU.
+
+    git clone https://github.com/FoundationVision/VAR && git -C VAR checkout 78b9539
+    python -m benchmarks.official_var --code VAR [--model d36-512] [--pictures 1] [--rounds 7] [--out DIR]
+
+The model is built by its own ``build_vae_var`` and painted by its own ``autoregressive_infer_cfg``, codes and
+decoder included, under autocast in bfloat16 as its demo does in float16. The weights of its blocks are
+bfloat16, so that no variant converts them at each call. Times do not depend on what is painted. Variants,
+"wall" and "busy" are those of ``benchmarks.model_shapes``. The official code needs huggingface_hub. Writes
+official-var-MODEL-bPICTURES.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.measure import environment, rounds
+from benchmarks.model_shapes import measure, ratios, table, variants
+
+MODELS: Mapping[str, Mapping[str, Any]] = {
+    "d30": {"depth": 30, "patch_nums": (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)},
+    "d36-512": {"depth": 36, "patch_nums": (1, 2, 3, 4, 6, 9, 13, 18, 24, 32), "shared_aln": True},
+}
+_LABEL, _GUIDANCE, _TOP_K, _TOP_P = 207, 4.0, 900, 0.95  # of the official demo
+_STD = 0.02
+
+
+def build(code: Path, arguments: Mapping[str, Any], device: str, seed: int = 0) -> nn.Module:
+    """The official model of these arguments of ``build_vae_var``, with random weights.
+
+    Raises:
+        FileNotFoundError: ``code`` is no checkout of VAR.
+    """
+    if not (code / "models" / "var.py").is_file():
+        raise FileNotFoundError(f"requires a checkout of github.com/FoundationVision/VAR, got {code}")
+    sys.path.insert(0, str(code.resolve()))
+    from models import build_vae_var  # type: ignore[import-not-found]  # of the checkout
+
+    torch.manual_seed(seed)
+    vae, model = build_vae_var(device=device, **arguments)
+    # The official code leaves the decoder's memory as it finds it, for weights to be loaded into.
+    for parameter in vae.parameters():
+        parameter.data.normal_(std=_STD)
+    model.blocks.to(torch.bfloat16)
+    built: nn.Module = model.eval().requires_grad_(False)
+    return built
+
+
+def generate(model: Any, seed: int, pictures: int = 1) -> tuple[float, float]:
+    """Seconds until the device is done, and until the host is."""
+    device = model.lvl_1L.device
+    labels = torch.full((pictures,), _LABEL, device=device)
+    _wait(device)
+    torch.compiler.cudagraph_mark_step_begin()
+    start = time.perf_counter()
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+        model.autoregressive_infer_cfg(
+            B=pictures, label_B=labels, g_seed=seed, cfg=_GUIDANCE, top_k=_TOP_K, top_p=_TOP_P
+        )
+    host = time.perf_counter() - start
+    _wait(device)
+    return time.perf_counter() - start, host
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _commit(code: Path) -> str | None:
+    """Of the checkout; None where it is a copy without a history."""
+    done = subprocess.run(
+        ["git", "-C", str(code), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.official_var",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--code", type=Path, required=True, help="a checkout of the official repository")
+    parser.add_argument("--model", choices=sorted(MODELS), default="d36-512")
+    parser.add_argument("--pictures", type=int, default=1)
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="of the table's, by name; default: all")
+    parser.add_argument("--rounds", type=rounds, default=7)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("requires a GPU, got none; benchmarks.generation measures the embedded model on a CPU")
+    shape = MODELS[arguments.model]
+    model = build(arguments.code, shape, "cuda")
+    chosen = variants(len(shape["patch_nums"]))
+    wanted = arguments.only or list(chosen)
+    unknown = sorted(set(wanted) - chosen.keys())
+    if unknown:
+        parser.error(f"--only requires names of {sorted(chosen)}, got {unknown}")
+    results = measure(
+        model,
+        {name: chosen[name] for name in wanted},
+        arguments.rounds,
+        lambda made, seed: generate(made, seed, arguments.pictures),
+    )
+    record = {
+        "environment": environment(),
+        "official_commit": _commit(arguments.code),
+        "shape": {
+            **shape,
+            "pictures": arguments.pictures,
+            "parameters": sum(p.numel() for p in model.parameters()),
+        },
+        "results": results,
+        "faster_than": ratios(results),
+    }
+    path = arguments.out / f"official-var-{arguments.model}-b{arguments.pictures}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1))
+    print(f"\n{table(results)}\n\nwritten to {path}")
+
+
+if __name__ == "__main__":
+    main()
