@@ -29,6 +29,7 @@ from toprovar_compiler.passes.prune_tokens import PrunedKeys, PruneTokens
 from toprovar_compiler.passes.token_axis import TokenStream, find_source, find_token_stream
 from toprovar_compiler.policies.base import Dense, Outcome, Prune, Step
 from toprovar_compiler.session import Session
+from toprovar_compiler.static_inputs import static_positions
 from toprovar_compiler.variants import Compiled, Variant, compile_variant
 
 
@@ -95,6 +96,7 @@ class GraphRuntime:
         self.source, attention = find_source(self.typed.graph)
         inputs = placeholders(self.typed.graph)
         self.stream_position = inputs.index(self.source)
+        self._static = static_positions(captured.graph)
         self._weights = _nearest_matrices(attention[0].query, inputs)
         self._layer_position: int | None = None
         self._attention, self.maps = attention, len(attention)
@@ -170,7 +172,7 @@ class GraphRuntime:
                 session.note(reason)
         run = self.dense if recipe == _PLAIN else self._variant(session, recipe, sizes, given, recorded=False)
         recorded = functools.partial(self._variant, session, recipe, sizes, given, recorded=True)
-        return session.launcher.run(step, BlockCall(run, given, recorded))
+        return session.launcher.run(step, BlockCall(run, given, recorded, self._static))
 
     def _variant(
         self,

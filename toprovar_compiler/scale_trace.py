@@ -21,10 +21,8 @@ from toprovar_compiler.scale_program import (
     Results,
     Source,
 )
+from toprovar_compiler.static_inputs import STATIC
 from toprovar_compiler.variants import Compiled
-
-# How Dynamo marks the tensors of a model that stay where they are: buffers, and what was marked by hand.
-_STATIC = "_dynamo_static_input_type"
 
 
 class Footprint(NamedTuple):
@@ -83,7 +81,7 @@ class Trace:
         if self.device is None:
             self._given = [Footprint.of(argument) for argument in call.given]
             self.device = next(value.device for value in call.given if isinstance(value, Tensor))
-        sources = [self._source(argument) for argument in call.given]
+        sources = [self._source(argument, at in call.static) for at, argument in enumerate(call.given)]
         known = [source for source in sources if source is not None]
         if len(known) < len(sources):
             self.unknown = "a block is given a tensor that is made between blocks"
@@ -99,7 +97,8 @@ class Trace:
     def program(self) -> Program:
         return Program.of(self._runs, self._sources, self._returned)
 
-    def _source(self, argument: Any) -> Source | None:
+    def _source(self, argument: Any, static: bool) -> Source | None:
+        """``static``: it is a buffer, which a model may yet keep results in."""
         if not isinstance(argument, Tensor) or is_fixed(argument) or not argument.numel():
             return Held(argument)
         for call, position, found in _newest_first(self._results):
@@ -111,7 +110,7 @@ class Trace:
         for call, position, found in _newest_first(self._earlier):
             if found.is_of(argument, first_rows=True):
                 return Earlier(call, position, len(argument) if argument.dim() else 1)
-        return None
+        return Held(argument) if static else None
 
     def _repeats(self, argument: Tensor, found: Footprint) -> bool:
         return argument.shape == found.shape and any(
@@ -130,4 +129,4 @@ def _newest_first(calls: Sequence[Sequence[Footprint | None]]) -> Iterator[tuple
 
 def is_fixed(tensor: Tensor) -> bool:
     """Whether a tensor is the model's own and stays where it is."""
-    return isinstance(tensor, nn.Parameter) or hasattr(tensor, _STATIC)
+    return isinstance(tensor, nn.Parameter) or hasattr(tensor, STATIC)
