@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import toprovar_compiler
 from tests.runtime.recorder import Recorder
-from tests.toy_generators import ClassVAR, make
+from tests.toy_generators import AdaBlock, ClassVAR, make
 from toprovar_compiler import session, variants
 from toprovar_compiler.scale_graphs import ScaleGraphs
 
@@ -143,6 +143,45 @@ def test_batches_of_two_sizes_have_scales_of_their_own(model: Any, recorder: Rec
         made.autoregressive_infer_cfg(batch)
     assert recorder.runs == 2 * SCALES
     assert _fallbacks(made) == {}
+
+
+class ShiftedBlock(AdaBlock):
+    """Has a buffer, as the blocks of the official VAR do."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.register_buffer("shift", torch.randn(width), persistent=False)
+
+    def forward(self, x: Tensor, cond_BD: Tensor) -> Tensor:
+        return super().forward(x + self.shift, cond_BD)
+
+
+class ShiftedVAR(ClassVAR):
+    block_type = ShiftedBlock
+
+
+@pytest.mark.filterwarnings("ignore:toprovar")
+@pytest.mark.parametrize("options", [DENSE, ENDS])
+def test_buffers_of_blocks_belong_to_the_scale(
+    labels: Tensor, recorder: Recorder, options: dict[str, Any]
+) -> None:
+    """Dynamo compiles one block for all, and marks the buffers of that one only."""
+    model = make(ShiftedVAR)
+    plain = _compiled(model, **options)
+    wanted = _paint(plain, labels, 2)[1]
+    with torch.no_grad():
+        model.blocks[1].shift = model.blocks[1].shift + 1
+        moved = plain.autoregressive_infer_cfg(labels)
+        model.blocks[1].shift = model.blocks[1].shift - 1
+    made = _compiled(model, mode="reduce-overhead", **options)
+    _paint(made, labels, 6)
+    recorder.runs = 0
+    torch.testing.assert_close(made.autoregressive_infer_cfg(labels), wanted)
+    assert recorder.runs == SCALES
+    assert _fallbacks(made) == {}
+    with torch.no_grad():
+        model.blocks[1].shift = model.blocks[1].shift + 1
+    torch.testing.assert_close(made.autoregressive_infer_cfg(labels), moved)
 
 
 @pytest.mark.filterwarnings("ignore:toprovar")
