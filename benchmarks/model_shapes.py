@@ -133,6 +133,8 @@ def measure(
         models[name] = prepare(model, variant)
         first = [generate(models[name], 0)[0] for _ in range(_WARM_UPS)]
         results[name] = {"first_s": first}
+        if variant.backend == "toprovar":
+            results[name]["first_fallbacks"] = toprovar_compiler.summary(models[name]).to_dict()["fallbacks"]
         print(f"{name}: warm-up {', '.join(f'{seconds:.2f}' for seconds in first)} s", flush=True)
     toprovar_compiler.reset()
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in models}

@@ -81,6 +81,17 @@ class MixingBlock(AdaBlock):
         return x + self.mix(x.transpose(1, 2)).transpose(1, 2)
 
 
+class ShiftedBlock(AdaBlock):
+    """A block that has a buffer, as those of the official VAR and Infinity do."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.register_buffer("shift", torch.randn(width), persistent=False)
+
+    def forward(self, x: Tensor, cond_BD: Tensor) -> Tensor:
+        return super().forward(x + self.shift, cond_BD)
+
+
 class Codebook(nn.Module):
     """The part of a residual tokenizer that generation needs."""
 
@@ -159,6 +170,12 @@ class MixingVAR(ClassVAR):
     """The same with blocks that mix neighbouring tokens."""
 
     block_type = MixingBlock
+
+
+class ShiftedVAR(ClassVAR):
+    """The same with blocks that have buffers."""
+
+    block_type = ShiftedBlock
 
 
 class TextBlock(nn.Module):

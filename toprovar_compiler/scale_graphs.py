@@ -62,6 +62,7 @@ class ScaleGraphs:
         self._record, self._device = record, device
         self._ready: dict[Hashable, _Ready] = {}
         self._failures: Counter[Hashable] = Counter()
+        self._given_up: dict[Hashable, str] = {}
         self._reasons: list[str] = []
         self._scale: int | None = None
         self._key: Hashable = None
@@ -79,7 +80,7 @@ class ScaleGraphs:
             self._begin_scale(step, call)
         if self._ahead is not None:
             results = self._take(self._ahead, call)
-        elif self._failures[self._key] >= _ATTEMPTS:
+        elif self._key in self._given_up:
             results = call.recorded()(*call.given)
         else:
             results = call.run(*call.given)
@@ -95,6 +96,7 @@ class ScaleGraphs:
                 follower.repeat(rows, repeated)
 
     def complaints(self) -> list[str]:
+        """One for each scale since the last call whose block calls had graphs of their own."""
         reasons, self._reasons = self._reasons, []
         return reasons
 
@@ -102,7 +104,10 @@ class ScaleGraphs:
         self._scale, self._key = step.scale, _key(step, call)
         earlier, self._left = self._left, []
         devices = {value.device.type for value in call.given if isinstance(value, Tensor)}
-        if self._device not in devices or self._failures[self._key] >= _ATTEMPTS:
+        if self._device not in devices:
+            return
+        if self._key in self._given_up:
+            self._reasons.append(self._given_up[self._key])
             return
         ready = self._ready.get(self._key)
         if len(devices) > 1:
@@ -154,11 +159,14 @@ class ScaleGraphs:
         self._ready.pop(self._key, None)
         self._failures[self._key] += 1
         if self._failures[self._key] == _ATTEMPTS:
-            self._reasons.append(reason)
+            self._give_up(reason)
 
     def _give_up(self, reason: str) -> None:
-        self._failures[self._key] = _ATTEMPTS - 1
-        self._discard(reason)
+        """From now on each call of such a scale has a graph of its own, which is counted for each scale."""
+        self._ahead = None
+        self._ready.pop(self._key, None)
+        self._given_up[self._key] = reason
+        self._reasons.append(reason)
 
 
 class _Ahead:
