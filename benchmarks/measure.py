@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import statistics
 import sys
 import time
@@ -22,7 +23,7 @@ LEAST_ROUNDS = 3  # fewer have no quartiles to speak of
 
 def environment() -> dict[str, Any]:
     """Versions, devices, commit and command, as JSON-ready values."""
-    command = " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     return {"command": command, "commit": commit(), **package_environment()}
 
 

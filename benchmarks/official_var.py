@@ -79,10 +79,12 @@ def _wait(device: torch.device) -> None:
 
 def _commit(code: Path) -> str | None:
     """Of the checkout; None where it is a copy without a history."""
-    done = subprocess.run(
-        ["git", "-C", str(code), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or None
+    return _git(code, "HEAD") if _git(code, "--show-toplevel") == str(code.resolve()) else None
+
+
+def _git(folder: Path, asked: str) -> str:
+    command = ["git", "-C", str(folder), "rev-parse", asked]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def main() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx, nn
 from torch._inductor import list_mode_options
 
 from toprovar_compiler import dynamo_entry
@@ -26,10 +27,12 @@ class Backend:
         session: of a plain function, for good; None for a model's blocks, where the compilation that runs
             sets ``session`` for the time of its call.
         mode: of ``torch.compile``.
+        blocks: of that model; not kept alive, since Dynamo keeps what was compiled of them, and thereby this.
     """
 
-    def __init__(self, session: Session | None, mode: Mode) -> None:
+    def __init__(self, session: Session | None, mode: Mode, blocks: Iterable[nn.Module] = ()) -> None:
         self.session = session
+        self._blocks = [weakref.ref(block) for block in blocks]
         self.settings: Mapping[str, Any] = list_mode_options(mode)
         self._compiles_blocks = session is None
         self.__name__ = "toprovar"
@@ -37,6 +40,13 @@ class Backend:
     def current_session(self) -> Session:
         assert self.session is not None, "a compiled block ran outside its compilation"
         return self.session
+
+    def buffers(self) -> Iterator[Tensor]:
+        """Of all blocks."""
+        for held in self._blocks:
+            block = held()
+            if block is not None:
+                yield from block.buffers()
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
         self.current_session().graph_compiled()

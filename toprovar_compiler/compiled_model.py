@@ -37,7 +37,7 @@ class BlockCompiler:
     def __init__(self, model: nn.Module, path: str | None, mode: Mode) -> None:
         self.blocks = find_blocks(model, path)
         self.schedule = stated_schedule(model)
-        self.backend = Backend(None, mode)
+        self.backend = Backend(None, mode, self.blocks)
         self._calls = [_compiled(block, self.backend) for block in self.blocks]
         self._rows = ConditionalRows(self.blocks, self.backend)
 

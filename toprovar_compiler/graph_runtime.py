@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import sympy
@@ -29,7 +29,6 @@ from toprovar_compiler.passes.prune_tokens import PrunedKeys, PruneTokens
 from toprovar_compiler.passes.token_axis import TokenStream, find_source, find_token_stream
 from toprovar_compiler.policies.base import Dense, Outcome, Prune, Step
 from toprovar_compiler.session import Session
-from toprovar_compiler.static_inputs import static_positions
 from toprovar_compiler.variants import Compiled, Variant, compile_variant
 
 
@@ -69,6 +68,9 @@ class SessionOwner(Protocol):
 
     def current_session(self) -> Session: ...
 
+    def buffers(self) -> Iterable[Tensor]:
+        """Of all blocks."""
+
 
 class GraphRuntime:
     """One captured graph with its variants: dense, dense with entropy, pruned with and without entropy.
@@ -96,7 +98,6 @@ class GraphRuntime:
         self.source, attention = find_source(self.typed.graph)
         inputs = placeholders(self.typed.graph)
         self.stream_position = inputs.index(self.source)
-        self._static = static_positions(captured.graph)
         self._weights = _nearest_matrices(attention[0].query, inputs)
         self._layer_position: int | None = None
         self._attention, self.maps = attention, len(attention)
@@ -172,7 +173,7 @@ class GraphRuntime:
                 session.note(reason)
         run = self.dense if recipe == _PLAIN else self._variant(session, recipe, sizes, given, recorded=False)
         recorded = functools.partial(self._variant, session, recipe, sizes, given, recorded=True)
-        return session.launcher.run(step, BlockCall(run, given, recorded, self._static))
+        return session.launcher.run(step, BlockCall(run, given, recorded, self.owner.buffers))
 
     def _variant(
         self,

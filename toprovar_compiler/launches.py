@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -19,13 +19,13 @@ class BlockCall(NamedTuple):
         given: its arguments.
         recorded: gives the same variant as Inductor records it, a CUDA graph for each call; compiled when
             first asked for.
-        static: positions of arguments that are buffers of the model.
+        buffers: gives the buffers of all blocks.
     """
 
     run: Compiled
     given: Sequence[Any]
     recorded: Callable[[], Compiled]
-    static: Collection[int] = ()
+    buffers: Callable[[], Iterable[Tensor]]
 
 
 class Launcher(Protocol):

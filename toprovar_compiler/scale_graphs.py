@@ -102,7 +102,6 @@ class ScaleGraphs:
 
     def _begin_scale(self, step: Step, call: BlockCall) -> None:
         self._scale, self._key = step.scale, _key(step, call)
-        earlier, self._left = self._left, []
         devices = {value.device.type for value in call.given if isinstance(value, Tensor)}
         if self._device not in devices:
             return
@@ -113,9 +112,9 @@ class ScaleGraphs:
         if len(devices) > 1:
             self._give_up(_ELSEWHERE)
         elif ready is None:
-            self._trace = Trace(earlier)
+            self._trace = Trace(self._left, call.buffers())
         else:
-            inputs = ready.program.gather(call.given, earlier)
+            inputs = ready.program.gather(call.given, self._left)
             if inputs is None:
                 self._discard(_CHANGED)
             else:

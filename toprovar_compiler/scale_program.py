@@ -15,8 +15,9 @@ from toprovar_compiler.variants import Compiled
 
 Results = Sequence[Any]
 Left = Sequence[Sequence[weakref.ref[Tensor] | None]]
-"""The tensors that the calls of a scale returned, as far as they are alive. To look at one is to hold it for
-that time, and Inductor's CUDA graphs count who holds what they returned: look only at what is needed."""
+"""The tensors that a generation's calls returned before a scale, as far as they are alive. To look at one is
+to hold it for that time, and Inductor's CUDA graphs count who holds what they returned: look only at what is
+needed."""
 Repeated = Mapping[int, tuple[Tensor, Tensor]]
 """By the identity of a result: itself and its copy twice over, whose first half stands for it."""
 
@@ -43,7 +44,7 @@ class Result(NamedTuple):
 
 
 class Earlier(NamedTuple):
-    """A result of the previous scale, of which the first ``rows`` rows are taken."""
+    """A result of the generation's calls before the scale, of which the first ``rows`` rows are taken."""
 
     call: int
     position: int
@@ -125,7 +126,7 @@ def _picker(places: Iterable[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]
 class Program:
     """The block calls of a scale, one after another: a function from tensors to all tensors they return.
 
-    Its values are what it is given of the first call and of the previous scale, then all results.
+    Its values are what it is given of the first call and of the scales before, then all results.
     """
 
     def __init__(self) -> None:
@@ -168,7 +169,7 @@ class Program:
         return tuple(range(len(self._outer), len(self._outer) + len(self._weights)))
 
     def gather(self, given: Sequence[Any], earlier: Left) -> list[Tensor] | None:
-        """The inputs; None where the previous scale has not left what is needed."""
+        """The inputs; None where the scales before have not left what is needed."""
         found = [_outer(source, given, earlier) for source in self._outer]
         if not all(isinstance(value, Tensor) for value in found):
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,6 @@ from toprovar_compiler.scale_program import (
     Results,
     Source,
 )
-from toprovar_compiler.static_inputs import STATIC
 from toprovar_compiler.variants import Compiled
 
 
@@ -61,15 +60,18 @@ class Trace:
     No tensor is kept alive by it but the weights: what a scale leaves may take much of a device's memory.
 
     Args:
-        earlier: the results of the previous scale's calls.
+        earlier: the results of the calls of all scales before.
+        buffers: of the blocks.
     """
 
-    def __init__(self, earlier: Left) -> None:
+    def __init__(self, earlier: Left, buffers: Iterable[Tensor]) -> None:
         self.unknown: str | None = None
         """Why these calls are no function of what is known before, if so."""
         self.device: torch.device | None = None
         """Where the first call's tensors are."""
         self._earlier = [[Footprint.of(left and left()) for left in results] for results in earlier]
+        # Of a tensor that is held the identity stays its own.
+        self._buffers = {id(buffer) for buffer in buffers}
         self._given: list[Footprint | None] = []
         self._results: list[list[Footprint | None]] = []
         self._repeated: list[tuple[Footprint | None, int]] = []
@@ -81,7 +83,7 @@ class Trace:
         if self.device is None:
             self._given = [Footprint.of(argument) for argument in call.given]
             self.device = next(value.device for value in call.given if isinstance(value, Tensor))
-        sources = [self._source(argument, at in call.static) for at, argument in enumerate(call.given)]
+        sources = [self._source(argument) for argument in call.given]
         known = [source for source in sources if source is not None]
         if len(known) < len(sources):
             self.unknown = "a block is given a tensor that is made between blocks"
@@ -97,20 +99,26 @@ class Trace:
     def program(self) -> Program:
         return Program.of(self._runs, self._sources, self._returned)
 
-    def _source(self, argument: Any, static: bool) -> Source | None:
-        """``static``: it is a buffer, which a model may yet keep results in."""
-        if not isinstance(argument, Tensor) or is_fixed(argument) or not argument.numel():
+    def _source(self, argument: Any) -> Source | None:
+        if not isinstance(argument, Tensor) or isinstance(argument, nn.Parameter) or not argument.numel():
             return Held(argument)
         for call, position, found in _newest_first(self._results):
             if found.is_of(argument) or self._repeats(argument, found):
                 return Result(call, position)
+        earlier = self._earlier_source(argument)
+        # A model may keep results in its buffers.
+        if earlier is None and id(argument) in self._buffers:
+            return Held(argument)
         for place, given in enumerate(self._given):
             if given is not None and given.is_of(argument):
                 return Given(place)
+        return earlier
+
+    def _earlier_source(self, argument: Tensor) -> Earlier | None:
         for call, position, found in _newest_first(self._earlier):
             if found.is_of(argument, first_rows=True):
                 return Earlier(call, position, len(argument) if argument.dim() else 1)
-        return Held(argument) if static else None
+        return None
 
     def _repeats(self, argument: Tensor, found: Footprint) -> bool:
         return argument.shape == found.shape and any(
@@ -125,8 +133,3 @@ def _newest_first(calls: Sequence[Sequence[Footprint | None]]) -> Iterator[tuple
         for position, found in enumerate(calls[call]):
             if found is not None:
                 yield call, position, found
-
-
-def is_fixed(tensor: Tensor) -> bool:
-    """Whether a tensor is the model's own and stays where it is."""
-    return isinstance(tensor, nn.Parameter) or hasattr(tensor, STATIC)

@@ -19,8 +19,6 @@ from toprovar_compiler.passes.graph_tools import placeholders
 _OF_INPUT = "tensor_dict"
 _OF_GRAPH = "dynamo_compile_id"
 _OF_SOURCES = "_param_name_to_source"
-# How Dynamo marks tensors that stay where they are: buffers, and what was marked by hand.
-STATIC = "_dynamo_static_input_type"
 
 
 def keep_marks(dynamo: fx.GraphModule, exported: fx.GraphModule) -> None:
@@ -30,16 +28,6 @@ def keep_marks(dynamo: fx.GraphModule, exported: fx.GraphModule) -> None:
     exported.meta[_OF_GRAPH] = dynamo.meta[_OF_GRAPH]
     for before, after in zip(placeholders(dynamo.graph), placeholders(exported.graph), strict=True):
         after.meta[_OF_INPUT] = before.meta.get(_OF_INPUT, {})
-
-
-def static_positions(graph: fx.Graph) -> frozenset[int]:
-    """Which inputs Dynamo saw to be a module's buffer.
-
-    Buffers of modules whose code was compiled for another module carry no mark of their own.
-    """
-    return frozenset(
-        at for at, node in enumerate(placeholders(graph)) if STATIC in node.meta.get(_OF_INPUT, {})
-    )
 
 
 def show_marks(gm: fx.GraphModule) -> None:
