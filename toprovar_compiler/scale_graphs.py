@@ -190,7 +190,7 @@ class _Ahead:
         expected = self._calls.popleft() if self._calls else None
         if expected is None or not expected.fits(call, self._values, self._versions, self._repeated):
             return None
-        results = expected.returned(self._values)
+        results = expected.returned(self._values, call.given)
         if self.is_done:
             # Nothing is compared with them any more, and the next scale may be long in coming.
             self._values, self._repeated = [], {}

@@ -26,8 +26,15 @@ _NONE: Repeated = {}
 Versions = Mapping[int, int]
 """Of the values in these slots; tensors made in inference mode have none."""
 
-TENSOR = object()
-"""Stands for a tensor among the results of a call."""
+
+class Made(NamedTuple):
+    """A tensor among the results of a call."""
+
+
+class Passed(NamedTuple):
+    """A result that is an argument of the call."""
+
+    position: int
 
 
 class Given(NamedTuple):
@@ -58,6 +65,11 @@ class Held(NamedTuple):
 
 
 Source = Given | Result | Earlier | Held
+Returned = Made | Passed | Held
+
+
+class _Slot(NamedTuple):
+    number: int
 
 
 class _Call:
@@ -66,7 +78,7 @@ class _Call:
     Args:
         sources: where its arguments come from.
         slots: where the program's values are.
-        results: for each its slot if it is a tensor, else None and what it is.
+        results: where each is, or what.
     """
 
     def __init__(
@@ -74,7 +86,7 @@ class _Call:
         run: Compiled,
         sources: Sequence[Source],
         slots: Mapping[Source, int],
-        results: Sequence[tuple[int | None, Any]],
+        results: Sequence[_Slot | Passed | Held],
     ) -> None:
         self.run, self.count, self._results = run, len(sources), results
         held = {place: source.value for place, source in enumerate(sources) if isinstance(source, Held)}
@@ -93,8 +105,20 @@ class _Call:
             given[place] = value
         return given
 
-    def returned(self, values: Sequence[Tensor]) -> list[Any]:
-        return [value if slot is None else values[slot] for slot, value in self._results]
+    def made(self, results: Results) -> list[Tensor]:
+        """The tensors that its own run made."""
+        return [value for value, kind in zip(results, self._results, strict=True) if isinstance(kind, _Slot)]
+
+    def returned(self, values: Sequence[Tensor], given: Sequence[Any]) -> list[Any]:
+        """What it returns; what it passes on is the caller's."""
+        return [
+            values[result.number]
+            if isinstance(result, _Slot)
+            else given[result.position]
+            if isinstance(result, Passed)
+            else result.value
+            for result in self._results
+        ]
 
     def fits(self, call: BlockCall, values: Sequence[Tensor], versions: Versions, repeated: Repeated) -> bool:
         """Whether ``call`` is this one, with ``values`` unchanged since they had these ``versions``."""
@@ -124,7 +148,7 @@ def _picker(places: Iterable[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]
 
 
 class Program:
-    """The block calls of a scale, one after another: a function from tensors to all tensors they return.
+    """The block calls of a scale, one after another: a function from tensors to all tensors they make.
 
     Its values are what it is given of the first call and of the scales before, then all results.
     """
@@ -132,32 +156,31 @@ class Program:
     def __init__(self) -> None:
         self.calls: list[_Call] = []
         self.outputs = 0
-        """How many tensors all calls return."""
+        """How many tensors all calls make."""
         self._outer: list[Given | Earlier] = []
         self._weights: dict[int, Tensor] = {}
 
     @classmethod
     def of(
-        cls, runs: Sequence[Compiled], sources: Sequence[list[Source]], returned: Sequence[Sequence[Any]]
+        cls, runs: Sequence[Compiled], sources: Sequence[list[Source]], returned: Sequence[list[Returned]]
     ) -> Program:
         """The calls of ``runs``, whose arguments come from ``sources``.
 
         Args:
-            returned: of each call and each result what it is, or :data:`TENSOR`.
+            returned: of each call what its results are.
         """
         made = cls()
         used = chain.from_iterable(sources)
         made._outer = list(dict.fromkeys(source for source in used if isinstance(source, (Given, Earlier))))
         slots: dict[Source, int] = {source: slot for slot, source in enumerate(made._outer)}
-        for at, (run, of_call, given_back) in enumerate(zip(runs, sources, returned, strict=True)):
-            results: list[tuple[int | None, Any]] = []
+        for at, (run, of_call, kinds) in enumerate(zip(runs, sources, returned, strict=True)):
+            results: list[_Slot | Passed | Held] = []
             call = _Call(run, of_call, slots, results)
-            for position, value in enumerate(given_back):
-                slot = None
-                if value is TENSOR:
+            for position, kind in enumerate(kinds):
+                if isinstance(kind, Made):
                     slot = slots[Result(at, position)] = len(made._outer) + made.outputs
                     made.outputs += 1
-                results.append((slot, None if slot is not None else value))
+                results.append(_Slot(slot) if isinstance(kind, Made) else kind)
             # By identity: tensors cannot be told apart by value.
             made._weights.update((id(weight), weight) for weight in call.weights.values())
             made.calls.append(call)
@@ -176,11 +199,11 @@ class Program:
         return [*found, *self._weights.values()]
 
     def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
-        """All tensors among the results of all calls; ``inputs`` is emptied, as Inductor's graphs do."""
+        """All tensors that all calls make; ``inputs`` is emptied, as Inductor's graphs do."""
         values = inputs[: len(self._outer)]
         inputs.clear()
         for call in self.calls:
-            values.extend(value for value in call.run(*call.arguments(values)) if isinstance(value, Tensor))
+            values.extend(call.made(call.run(*call.arguments(values))))
         return values[len(self._outer) :]
 
     def values(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:

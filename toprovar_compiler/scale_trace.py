@@ -11,15 +11,18 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from toprovar_compiler.launches import BlockCall
 from toprovar_compiler.scale_program import (
-    TENSOR,
     Earlier,
     Given,
     Held,
     Left,
+    Made,
+    Passed,
     Program,
     Result,
     Results,
+    Returned,
     Source,
+    is_same,
 )
 from toprovar_compiler.variants import Compiled
 
@@ -77,7 +80,7 @@ class Trace:
         self._repeated: list[tuple[Footprint | None, int]] = []
         self._runs: list[Compiled] = []
         self._sources: list[list[Source]] = []
-        self._returned: list[list[Any]] = []
+        self._returned: list[list[Returned]] = []
 
     def add(self, call: BlockCall, results: Results) -> None:
         if self.device is None:
@@ -89,8 +92,15 @@ class Trace:
             self.unknown = "a block is given a tensor that is made between blocks"
         self._runs.append(call.run)
         self._sources.append(known)
-        self._results.append([Footprint.of(value) for value in results])
-        self._returned.append([TENSOR if isinstance(value, Tensor) else value for value in results])
+        returned = [self._kind(value, call.given) for value in results]
+        self._returned.append(returned)
+        # What is passed on has a source already.
+        self._results.append(
+            [
+                Footprint.of(value) if isinstance(kind, Made) else None
+                for value, kind in zip(results, returned, strict=True)
+            ]
+        )
 
     def repeat(self, rows: Tensor, repeated: Tensor) -> None:
         """See :meth:`toprovar_compiler.launches.Launcher.repeat`."""
@@ -98,6 +108,18 @@ class Trace:
 
     def program(self) -> Program:
         return Program.of(self._runs, self._sources, self._returned)
+
+    def _kind(self, result: Any, given: Sequence[Any]) -> Returned:
+        """An input that is a graph's output too would leave the model with memory of the graph's."""
+        if not isinstance(result, Tensor):
+            return Held(result)
+        storage = result.untyped_storage().data_ptr()
+        for position, argument in enumerate(given):
+            if isinstance(argument, Tensor) and storage and argument.untyped_storage().data_ptr() == storage:
+                if is_same(result, argument):
+                    return Passed(position)
+                self.unknown = "a block returns a view of what it is given"
+        return Made()
 
     def _source(self, argument: Any) -> Source | None:
         if not isinstance(argument, Tensor) or isinstance(argument, nn.Parameter) or not argument.numel():
