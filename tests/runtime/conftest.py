@@ -14,9 +14,11 @@ import pytest
 import torch
 
 import toprovar_compiler
+from tests.runtime.recorder import Recorder
 from tests.toy_generators import ClassVAR, TextVAR, make
-from toprovar_compiler import variants
+from toprovar_compiler import session, variants
 from toprovar_compiler.errors import UnsupportedModelError
+from toprovar_compiler.scale_graphs import ScaleGraphs
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +70,12 @@ def labels() -> torch.Tensor:
 @pytest.fixture
 def prompt() -> torch.Tensor:
     return torch.tensor([[1, 2, 3], [4, 5, 6]])
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """Records the scales of everything that is compiled with mode="reduce-overhead", on a CPU."""
+    made = Recorder()
+    monkeypatch.setattr(session, "ScaleGraphs", lambda: ScaleGraphs(made, "cpu"))
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", made.new_step)
+    return made

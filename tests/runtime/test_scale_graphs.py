@@ -12,23 +12,13 @@ from torch import Tensor, nn
 import toprovar_compiler
 from tests.runtime.recorder import Recorder
 from tests.toy_generators import ClassVAR, ShiftedVAR, make
-from toprovar_compiler import session, variants
-from toprovar_compiler.scale_graphs import ScaleGraphs
+from toprovar_compiler import variants
 
 SCALES, LAYERS = 5, 3
 INSTEAD = "CUDA graphs are recorded for each block call, not for each scale: "
 BETWEEN = f"{INSTEAD}a block is given a tensor that is made between blocks"
 DENSE = {"policy": "dense"}
 ENDS = {"keep_ratio": 0.3, "guidance_until": 3}
-
-
-@pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    """Records the scales of everything that is compiled with mode="reduce-overhead", on a CPU."""
-    made = Recorder()
-    monkeypatch.setattr(session, "ScaleGraphs", lambda: ScaleGraphs(made, "cpu"))
-    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", made.new_step)
-    return made
 
 
 @pytest.fixture
