@@ -97,6 +97,15 @@ def test_kept_tokens_are_those_of_the_eager_block(cached: int) -> None:
     _check(_pruned(Block(), inputs), Block(), inputs)
 
 
+def test_a_stream_that_leaves_in_a_wider_dtype_is_scattered_in_it() -> None:
+    """As under autocast: what a first block gets is narrow, and what it adds is not."""
+    block, inputs = Block(before=lambda x, given: x.double()), make_inputs()
+    narrow = {**inputs, "x": inputs["x"].half()}
+    index, base = INDEX_OF[3], _base(narrow)
+    found = run(_pruned(block, narrow), *narrow.values(), index, base)
+    assert_equal(found, on_kept(block, narrow, index, base.double()))
+
+
 def test_arguments_stay_as_they_are() -> None:
     inputs = make_inputs()
     base, index = _base(inputs), INDEX_OF[3]

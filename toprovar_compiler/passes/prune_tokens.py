@@ -224,7 +224,7 @@ class _Rewriter:
         results: list[Any] = []
         for position, item in enumerate(outputs(self.old)):
             if position == self.stream.result:
-                results.append(self._scatter(self.kept[item]))
+                results.append(self._scatter(self.kept[item], value_of(item).dtype))
             elif not isinstance(item, fx.Node):
                 results.append(item)
             elif item in self.all_tokens:
@@ -233,10 +233,13 @@ class _Rewriter:
                 results.append(self.kept[item])
         self.new.output(tuple(results))
 
-    def _scatter(self, kept: fx.Node) -> fx.Node:
+    def _scatter(self, kept: fx.Node, dtype: torch.dtype) -> fx.Node:
         call = self.new.call_function
         self.moves += 1
+        base = self.base
+        if dtype != value_of(self.stream.source).dtype:
+            base = call(aten.to.dtype, (base, dtype))
         width = call(aten.sym_size.int, (self.base, 2))
         index = call(aten.unsqueeze.default, (self.index, 2))
         index = call(aten.expand.default, (index, [-1, -1, width]))
-        return call(aten.scatter.src, (self.base, 1, index, kept))
+        return call(aten.scatter.src, (base, 1, index, kept))

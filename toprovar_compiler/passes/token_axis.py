@@ -128,18 +128,20 @@ def _token_symbol(attention: list[Attention]) -> sympy.Symbol:
 
 
 def _matching_outputs(graph: fx.Graph, source: fx.Node) -> list[int]:
-    reached = descendants(source)
-    shape = [expr_of(size) for size in value_of(source).shape]
-    return [
-        position
+    """Of the stream's dtype; where there is none, of another one: under autocast a first block may widen it."""
+    reached, stream = descendants(source), value_of(source)
+    shape = [expr_of(size) for size in stream.shape]
+    found = {
+        position: value_of(item).dtype
         for position, item in enumerate(outputs(graph))
         if isinstance(item, fx.Node)
         and item in reached
         and item is not source  # returned as it came in: nothing is made of it
         and isinstance(value_of(item), torch.Tensor)
-        and value_of(item).dtype == value_of(source).dtype
+        and value_of(item).is_floating_point()
         and [expr_of(size) for size in value_of(item).shape] == shape
-    ]
+    }
+    return [position for position, dtype in found.items() if dtype == stream.dtype] or list(found)
 
 
 def _find_result(graph: fx.Graph, source: fx.Node) -> int:
