@@ -175,12 +175,12 @@ class Program:
         slots: dict[Source, int] = {source: slot for slot, source in enumerate(made._outer)}
         for at, (run, of_call, kinds) in enumerate(zip(runs, sources, returned, strict=True)):
             results: list[_Slot | Passed | Held] = []
-            call = _Call(run, of_call, slots, results)
             for position, kind in enumerate(kinds):
                 if isinstance(kind, Made):
                     slot = slots[Result(at, position)] = len(made._outer) + made.outputs
                     made.outputs += 1
                 results.append(_Slot(slot) if isinstance(kind, Made) else kind)
+            call = _Call(run, of_call, slots, results)
             # By identity: tensors cannot be told apart by value.
             made._weights.update((id(weight), weight) for weight in call.weights.values())
             made.calls.append(call)
