@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import pytest
@@ -128,3 +129,6 @@ class _Owner:
 
     def current_session(self) -> Session:
         return self.session
+
+    def buffers(self) -> Iterable[Tensor]:
+        return ()
