@@ -16,7 +16,7 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,15 @@ def variants(scales: int) -> dict[str, Variant]:
         ),
         "FastVAR, CUDA graphs": Variant("toprovar", graphs, {"policy": "fastvar", **plan}),
     }
+
+
+def select(parser: argparse.ArgumentParser, only: Sequence[str] | None, scales: int) -> dict[str, Variant]:
+    """The variants that ``--only`` names, or all; another name ends the program."""
+    every = variants(scales)
+    unknown = sorted(set(only or ()) - every.keys())
+    if unknown:
+        parser.error(f"--only requires names of {sorted(every)}, got {unknown}")
+    return {name: every[name] for name in only or every}
 
 
 def random_model(config: Config, device: str, dtype: torch.dtype, seed: int = 0) -> EmojiVAR:
@@ -202,12 +211,8 @@ def main() -> None:
         parser.error("requires a GPU, got none; benchmarks.generation measures the embedded model on a CPU")
     config = SHAPES[arguments.model]
     model = random_model(config, "cuda", torch.bfloat16)
-    chosen = variants(len(config.patch_nums))
-    wanted = arguments.only or list(chosen)
-    unknown = sorted(set(wanted) - chosen.keys())
-    if unknown:
-        parser.error(f"--only requires names of {sorted(chosen)}, got {unknown}")
-    results = measure(model, {name: chosen[name] for name in wanted}, arguments.rounds)
+    chosen = select(parser, arguments.only, len(config.patch_nums))
+    results = measure(model, chosen, arguments.rounds)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     record = {
         "environment": environment(),

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from benchmarks.measure import environment, rounds
-from benchmarks.model_shapes import measure, ratios, table, variants
+from benchmarks.model_shapes import measure, ratios, select, table
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "d30": {"depth": 30, "patch_nums": (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)},
@@ -104,14 +104,10 @@ def main() -> None:
         parser.error("requires a GPU, got none; benchmarks.generation measures the embedded model on a CPU")
     shape = MODELS[arguments.model]
     model = build(arguments.code, shape, "cuda")
-    chosen = variants(len(shape["patch_nums"]))
-    wanted = arguments.only or list(chosen)
-    unknown = sorted(set(wanted) - chosen.keys())
-    if unknown:
-        parser.error(f"--only requires names of {sorted(chosen)}, got {unknown}")
+    chosen = select(parser, arguments.only, len(shape["patch_nums"]))
     results = measure(
         model,
-        {name: chosen[name] for name in wanted},
+        chosen,
         arguments.rounds,
         lambda made, seed: generate(made, seed, arguments.pictures),
     )

@@ -94,6 +94,7 @@ class _Call:
         self._numbers = {place: value for place, value in held.items() if place not in self.weights}
         self._moving = {place: slots[source] for place, source in enumerate(sources) if place not in held}
         # All of them are compared at every call.
+        self._wanted_numbers = tuple(self._numbers.values())
         self._weights_of, self._numbers_of = _picker(self.weights), _picker(self._numbers)
         self._moving_of, self._wanted_of = _picker(self._moving), _picker(self._moving.values())
 
@@ -125,7 +126,7 @@ class _Call:
         given = call.given
         if call.run is not self.run or len(given) != self.count:
             return False
-        if self._numbers_of(given) != tuple(self._numbers.values()):
+        if self._numbers_of(given) != self._wanted_numbers:
             return False
         # Nearly always the very objects.
         found, weights = self._weights_of(given), self.weights.values()

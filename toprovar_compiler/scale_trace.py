@@ -114,11 +114,16 @@ class Trace:
         if not isinstance(result, Tensor):
             return Held(result)
         storage = result.untyped_storage().data_ptr()
-        for position, argument in enumerate(given):
-            if isinstance(argument, Tensor) and storage and argument.untyped_storage().data_ptr() == storage:
-                if is_same(result, argument):
-                    return Passed(position)
-                self.unknown = "a block returns a view of what it is given"
+        shared = [
+            (position, argument)
+            for position, argument in enumerate(given)
+            if isinstance(argument, Tensor) and storage and argument.untyped_storage().data_ptr() == storage
+        ]
+        for position, argument in shared:
+            if is_same(result, argument):
+                return Passed(position)
+        if shared:
+            self.unknown = "a block returns a view of what it is given"
         return Made()
 
     def _source(self, argument: Any) -> Source | None:
