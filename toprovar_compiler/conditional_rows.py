@@ -214,7 +214,7 @@ def _holders(block: nn.Module) -> list[_Holder]:
             tuple((name, f"{path}.{name}") for name in vars(module) if name not in _OWN),
         )
         for path, module in block.named_modules()
-        if not type(module).__module__.startswith("torch.nn.")
+        if not type(module).__module__.startswith("torch.nn.modules.")
     ]
 
 
