@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch.utils import _pytree
 
 PLAIN = (int, float, str, bytes, type(None), nn.Module)
 """What is no tensor and holds none."""
+
+_MOST_KNOWN = 256  # most of them are gone: of each block call one is its own
 
 
 def halve_call(arguments: Any, named: Any, rows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -24,6 +27,39 @@ def halve(value: Any, rows: int) -> Any:
     if isinstance(value, Tensor):
         return value[: rows // 2] if has_rows(value, rows) else value
     return of_tensors(value, lambda leaf: halve(leaf, rows) if isinstance(leaf, Tensor) else leaf)
+
+
+class Halves:
+    """Halves of the tensors that calls are given, as long as somebody holds them.
+
+    All blocks of a scale are given the same condition. To get the same half of it again is faster than to cut
+    it anew, and lets others compare it by its identity. A half lies in the memory of its tensor.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor]]] = {}
+
+    def of_call(
+        self, arguments: tuple[Any, ...], named: dict[str, Any], rows: int
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """As :func:`halve_call`."""
+        half = tuple([self._half(value, rows) for value in arguments])
+        return half, {name: self._half(value, rows) for name, value in named.items()}
+
+    def _half(self, value: Any, rows: int) -> Any:
+        if not isinstance(value, Tensor):
+            return halve(value, rows)
+        known = self._known.get(id(value))
+        if known is not None and known[0]() is value:
+            found = known[1]()
+            if found is not None and 2 * found.size(0) == rows:
+                return found
+        half = halve(value, rows)
+        if half is not value:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[id(value)] = weakref.ref(value), weakref.ref(half)
+        return half
 
 
 def of_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
@@ -67,4 +103,4 @@ def _is_stream(value: Tensor, rows: int, tokens: int) -> bool:
 
 def has_rows(leaf: Any, rows: int) -> bool:
     """Whether this is a tensor whose first dimension is ``rows``."""
-    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == rows
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.size(0) == rows

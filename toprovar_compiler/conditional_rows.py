@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from toprovar_compiler.batch_rows import (
     PLAIN,
+    Halves,
     halve,
     halve_call,
     has_rows,
@@ -40,16 +41,17 @@ _REFUSED = "the unconditional branch was not replaced: on the conditional rows a
 _LOOK_ALIKE = " (the batch has as many rows as the scale has tokens: try another batch size)"
 # What every module holds of its own is neither cache nor argument.
 _OWN = frozenset(vars(nn.Module()))
+_GONE = object()
 
 Attribute = tuple[str, nn.Module, str, Any]
 """Path, module, name, value."""
 
 
 class _Holder(NamedTuple):
-    """A module of a block, the names of all its attributes, and those of its own with the paths to them."""
+    """A module of a block, how many attributes it has, and its own ones with the paths to them."""
 
     module: nn.Module
-    attributes: frozenset[str]
+    attributes: int
     own: tuple[tuple[str, str], ...]
 
 
@@ -70,19 +72,20 @@ class ConditionalRows:
         self.blocks, self.owner = list(blocks), owner
         self._holders = {block: _holders(block) for block in self.blocks}
         self._misfits: dict[Hashable, str | None] = {}
+        self._halves = Halves()
 
     def halved(self, block: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
         """``call``, a compiled call of ``block``, that runs half of the rows where that is due."""
 
         def run(*arguments: Any, **named: Any) -> Any:
-            generation = self._replacing((*arguments, *named.values()))
+            generation = self._replacing(arguments, named)
             if generation is None:
                 return call(*arguments, **named)
             attributes = self._attributes(block)
             if not self._may_halve(block, attributes, arguments, named, generation):
                 return call(*arguments, **named)
             _halve_caches(attributes, generation.rows)
-            given, given_named = halve_call(arguments, named, generation.rows)
+            given, given_named = self._halves.of_call(arguments, named, generation.rows)
             generation.halving = generation.halved = True
             try:
                 results = call(*given, **given_named)
@@ -118,18 +121,13 @@ class ConditionalRows:
 
     def _attributes(self, block: nn.Module) -> list[Attribute]:
         """What the block's modules hold of their own that may be or hold tensors."""
-        for holder in self._holders[block]:
-            if vars(holder.module).keys() != holder.attributes:
-                self._holders[block] = _holders(block)
-                break
-        return [
-            (path, holder.module, name, value)
-            for holder in self._holders[block]
-            for name, path in holder.own
-            if not isinstance(value := vars(holder.module)[name], PLAIN)
-        ]
+        found = _held(self._holders[block])
+        if found is None:
+            self._holders[block] = _holders(block)
+            return self._attributes(block)
+        return found
 
-    def _replacing(self, given: tuple[Any, ...]) -> Generation | None:
+    def _replacing(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Generation | None:
         """The generation, if a block that gets this is called where unconditional rows are replaced.
 
         A generation that broke off is told by the number of tokens: the next one starts with fewer.
@@ -140,6 +138,7 @@ class ConditionalRows:
             return None
         if session.schedule is None or generation.rows_per_sample == 1:
             return None
+        given = (*arguments, *named.values())
         if not has_tokens(given, generation.rows, session.schedule[generation.replaces_at]):
             return None
         if generation.rows_per_sample != _BRANCHES:
@@ -156,8 +155,9 @@ class ConditionalRows:
     ) -> bool:
         rows, session = generation.rows, self.owner.session
         assert session is not None, "a generation has a session"
-        given = [*enumerate(arguments), *named.items()]
-        kind = (*((name, places(value, rows)) for name, value in given), *_cached(attributes, rows))
+        positional = [places(value, rows) for value in arguments]
+        by_name = [(name, places(value, rows)) for name, value in named.items()]
+        kind = (*positional, *by_name, *_cached(attributes, rows))
         if kind not in self._misfits:
             self._misfits[kind] = _misfit(block, attributes, arguments, named, rows)
         misfit = self._misfits[kind]
@@ -210,7 +210,7 @@ def _holders(block: nn.Module) -> list[_Holder]:
     return [
         _Holder(
             module,
-            frozenset(vars(module)),
+            len(vars(module)),
             tuple((name, f"{path}.{name}") for name in vars(module) if name not in _OWN),
         )
         for path, module in block.named_modules()
@@ -218,14 +218,32 @@ def _holders(block: nn.Module) -> list[_Holder]:
     ]
 
 
+def _held(holders: Sequence[_Holder]) -> list[Attribute] | None:
+    """See :meth:`ConditionalRows._attributes`; None where a module has other attributes than it had."""
+    found = []
+    for holder in holders:
+        values = vars(holder.module)
+        # What every module has is never deleted: as many, and its own among them, are the same names.
+        if len(values) != holder.attributes:
+            return None
+        for name, path in holder.own:
+            value = values.get(name, _GONE)
+            if value is _GONE:
+                return None
+            if not isinstance(value, PLAIN):
+                found.append((path, holder.module, name, value))
+    return found
+
+
 def _cached(attributes: Sequence[Attribute], rows: int) -> list[str]:
     """Where modules hold tensors of all rows or, from an earlier halved call, of half of them."""
-    found, counts = [], (rows, rows // 2)
-    for path, _, _, value in attributes:
-        leaves = [value] if isinstance(value, Tensor) else _pytree.tree_leaves(value)
-        if any(isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] in counts for leaf in leaves):
-            found.append(path)
-    return found
+    return [path for path, _, _, value in attributes if _has_rows_or_half(value, rows)]
+
+
+def _has_rows_or_half(value: Any, rows: int) -> bool:
+    if isinstance(value, Tensor):
+        return value.dim() > 0 and value.size(0) in (rows, rows // 2)
+    return any(has_rows(leaf, rows) or has_rows(leaf, rows // 2) for leaf in _pytree.tree_leaves(value))
 
 
 def _halve_caches(attributes: Sequence[Attribute], rows: int) -> None:

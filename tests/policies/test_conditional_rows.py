@@ -141,3 +141,27 @@ def test_guidance_of_three_rows_is_a_counted_reason() -> None:
         "the unconditional branch was not replaced: that requires guidance with two rows a sample, "
         "and codes that are seen"
     ]
+
+
+class _Caching(nn.Module):
+    """Adds what it holds under a name that changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = "first"
+        self.first = torch.arange(4.0)[:, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + getattr(self, self.name)
+
+
+def test_a_cache_under_another_name_is_halved_too() -> None:
+    block, running, x = _Caching(), _Running(rows=4, per_sample=2), torch.rand(4, 4, 3)
+    call = ConditionalRows([block], running).halved(block, block)
+    torch.testing.assert_close(call(x)[:2], x[:2] + block.first)
+    assert block.first.shape == (2, 1, 1)
+    # As many attributes as before.
+    block.name, block.second = "second", torch.ones(4, 1, 1)
+    del block.first
+    torch.testing.assert_close(call(x)[:2], x[:2] + 1)
+    assert block.second.shape == (2, 1, 1)
