@@ -6,16 +6,13 @@
 The model is built by its own ``build_vae_var`` and painted by its own ``autoregressive_infer_cfg``, codes and
 decoder included, under autocast in bfloat16 as its demo does in float16. The weights of its blocks are
 bfloat16, so that no variant converts them at each call. Times do not depend on what is painted. Variants,
-"wall" and "busy" are those of ``benchmarks.model_shapes``. The official code needs huggingface_hub. Writes
+"wall" and "busy" are those of ``benchmarks.variant_timing``. The official code needs huggingface_hub. Writes
 official-var-MODEL-bPICTURES.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.measure import environment, rounds
-from benchmarks.model_shapes import measure, ratios, select, table
+from benchmarks import official_code
+from benchmarks.variant_timing import add_arguments, measure, need_gpu, select, variants, write
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "d30": {"depth": 30, "patch_nums": (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)},
@@ -41,9 +38,7 @@ def build(code: Path, arguments: Mapping[str, Any], device: str, seed: int = 0) 
     Raises:
         FileNotFoundError: ``code`` is no checkout of VAR.
     """
-    if not (code / "models" / "var.py").is_file():
-        raise FileNotFoundError(f"requires a checkout of github.com/FoundationVision/VAR, got {code}")
-    sys.path.insert(0, str(code.resolve()))
+    official_code.use(code, "FoundationVision/VAR", "models/var.py")
     from models import build_vae_var  # type: ignore[import-not-found]  # of the checkout
 
     torch.manual_seed(seed)
@@ -77,16 +72,6 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _commit(code: Path) -> str | None:
-    """Of the checkout; None where it is a copy without a history."""
-    return _git(code, "HEAD") if _git(code, "--show-toplevel") == str(code.resolve()) else None
-
-
-def _git(folder: Path, asked: str) -> str:
-    command = ["git", "-C", str(folder), "rev-parse", asked]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.official_var",
@@ -96,36 +81,25 @@ def main() -> None:
     parser.add_argument("--code", type=Path, required=True, help="a checkout of the official repository")
     parser.add_argument("--model", choices=sorted(MODELS), default="d36-512")
     parser.add_argument("--pictures", type=int, default=1)
-    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="of the table's, by name; default: all")
-    parser.add_argument("--rounds", type=rounds, default=7)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    add_arguments(parser)
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error("requires a GPU, got none; benchmarks.generation measures the embedded model on a CPU")
+    need_gpu(parser)
     shape = MODELS[arguments.model]
     model = build(arguments.code, shape, "cuda")
-    chosen = select(parser, arguments.only, len(shape["patch_nums"]))
+    chosen = select(parser, arguments.only, variants(len(shape["patch_nums"])))
     results = measure(
-        model,
-        chosen,
-        arguments.rounds,
-        lambda made, seed: generate(made, seed, arguments.pictures),
+        model, chosen, arguments.rounds, lambda made, seed: generate(made, seed, arguments.pictures)
     )
-    record = {
-        "environment": environment(),
-        "official_commit": _commit(arguments.code),
-        "shape": {
+    write(
+        arguments.out / f"official-var-{arguments.model}-b{arguments.pictures}.json",
+        results,
+        official_commit=official_code.commit(arguments.code),
+        shape={
             **shape,
             "pictures": arguments.pictures,
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
         },
-        "results": results,
-        "faster_than": ratios(results),
-    }
-    path = arguments.out / f"official-var-{arguments.model}-b{arguments.pictures}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1))
-    print(f"\n{table(results)}\n\nwritten to {path}")
+    )
 
 
 if __name__ == "__main__":

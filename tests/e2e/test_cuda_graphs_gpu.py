@@ -14,7 +14,8 @@ from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
 import toprovar_compiler
-from benchmarks.model_shapes import random_model, twin
+from benchmarks.model_shapes import random_model
+from benchmarks.variant_timing import twin
 from examples.emojivar.config import Config
 from toprovar_compiler.evaluation.reproducible import reproducible
 from toprovar_compiler.session import Session
