@@ -75,6 +75,18 @@ def test_a_cache_may_stand_behind_the_tokens() -> None:
     assert _axes(gm, _stream(gm), aten.cat.default) == [Axes(0, 2, "context", last=False)] * 2
 
 
+def test_a_rotary_table_that_is_given_back_is_no_stream() -> None:
+    """Official Infinity fetches its table to the GPU in its first block, and keeps it."""
+    inputs = {**make_inputs(), "table": torch.rand(B, N, D, dtype=torch.float32)}
+
+    def turned(x: Tensor, given: Inputs) -> Tensor:
+        return x * given["table"].double()[:, None]
+
+    block = Block(heads=turned, extra=lambda h, given: [given["table"].double()])
+    gm = rewritten(capture_program(block, inputs, {**DYNAMIC, "table": (1,)}, duck=True), MatchAttention())
+    assert _stream(gm).source is next(iter(gm.graph.nodes))
+
+
 def test_values_of_the_token_count_that_are_not_the_streams_are_shared() -> None:
     block = Block(tables=lambda g: {"t": g["buffer"][: g["x"].shape[1]]}, heads=lambda t, g: t * g["t"])
     gm = typed(block, make_inputs())
