@@ -11,13 +11,12 @@ timed and how: ``benchmarks.variant_timing``. Writes model-shapes-MODEL.json.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-from benchmarks.variant_timing import add_arguments, measure, need_gpu, select, variants, write
+from benchmarks.variant_timing import add_arguments, measure, need_gpu, select, timed, variants, write
 from examples.emojivar.config import Config
 from examples.emojivar.model import EmojiVAR
 
@@ -44,15 +43,9 @@ def random_model(config: Config, device: str, dtype: torch.dtype, seed: int = 0)
 
 
 def generate(model: nn.Module, seed: int) -> tuple[float, float]:
-    """Seconds until the GPU is done, and until the host is."""
-    torch.cuda.synchronize()
-    torch.compiler.cudagraph_mark_step_begin()
-    start = time.perf_counter()
+    """See :func:`benchmarks.variant_timing.timed`."""
     with torch.inference_mode():
-        model.generate([PROMPT], seed=seed)
-    host = time.perf_counter() - start
-    torch.cuda.synchronize()
-    return time.perf_counter() - start, host
+        return timed(torch.device("cuda"), lambda: model.generate([PROMPT], seed=seed))
 
 
 def main() -> None:

@@ -16,8 +16,7 @@ official-infinity-MODEL-PIXELS.json.
 from __future__ import annotations
 
 import argparse
-import copy
-import time
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import flash_attn_operator, official_code
-from benchmarks.variant_timing import add_arguments, measure, need_gpu, select, variants, write
+from benchmarks.variant_timing import add_arguments, measure, need_gpu, select, timed, variants, write
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "2b": {"depth": 32, "embed_dim": 2048, "num_heads": 16, "block_chunks": 8},
@@ -101,40 +100,31 @@ def text_features(channels: int, device: str, seed: int = 0) -> tuple[Tensor, li
 def generate(
     model: Any, seed: int, scales: Sequence[tuple[int, int, int]], text: tuple[Any, ...]
 ) -> tuple[float, float]:
-    """Seconds until the device is done, and until the host is."""
+    """See :func:`benchmarks.variant_timing.timed`."""
+    paint = functools.partial(
+        model.autoregressive_infer_cfg,
+        vae=model.tokenizer[0],
+        scale_schedule=list(scales),
+        label_B_or_BLT=text,
+        g_seed=seed,
+        cfg_list=[_GUIDANCE] * len(scales),
+        tau_list=[_TEMPERATURE] * len(scales),
+        top_k=_TOP_K,
+        top_p=_TOP_P,
+        returns_vemb=1,
+        cfg_insertion_layer=[0],
+        vae_type=_BITS,
+        ret_img=True,
+        inference_mode=True,
+    )
     device = text[0].device
-    _wait(device)
-    torch.compiler.cudagraph_mark_step_begin()
-    start = time.perf_counter()
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, cache_enabled=True):
-        model.autoregressive_infer_cfg(
-            vae=model.tokenizer[0],
-            scale_schedule=list(scales),
-            label_B_or_BLT=copy.copy(text),
-            g_seed=seed,
-            cfg_list=[_GUIDANCE] * len(scales),
-            tau_list=[_TEMPERATURE] * len(scales),
-            top_k=_TOP_K,
-            top_p=_TOP_P,
-            returns_vemb=1,
-            cfg_insertion_layer=[0],
-            vae_type=_BITS,
-            ret_img=True,
-            inference_mode=True,
-        )
-    host = time.perf_counter() - start
-    _wait(device)
-    return time.perf_counter() - start, host
+        return timed(device, paint)
 
 
 def blocks(model: Any) -> Iterable[nn.Module]:
     found: Iterable[nn.Module] = model.unregistered_blocks
     return found
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def main() -> None:

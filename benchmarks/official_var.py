@@ -13,7 +13,6 @@ official-var-MODEL-bPICTURES.json.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import torch
 from torch import nn
 
 from benchmarks import official_code
-from benchmarks.variant_timing import add_arguments, measure, need_gpu, select, variants, write
+from benchmarks.variant_timing import add_arguments, measure, need_gpu, select, timed, variants, write
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "d30": {"depth": 30, "patch_nums": (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)},
@@ -52,24 +51,16 @@ def build(code: Path, arguments: Mapping[str, Any], device: str, seed: int = 0) 
 
 
 def generate(model: Any, seed: int, pictures: int = 1) -> tuple[float, float]:
-    """Seconds until the device is done, and until the host is."""
+    """See :func:`benchmarks.variant_timing.timed`."""
     device = model.lvl_1L.device
     labels = torch.full((pictures,), _LABEL, device=device)
-    _wait(device)
-    torch.compiler.cudagraph_mark_step_begin()
-    start = time.perf_counter()
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
-        model.autoregressive_infer_cfg(
-            B=pictures, label_B=labels, g_seed=seed, cfg=_GUIDANCE, top_k=_TOP_K, top_p=_TOP_P
+        return timed(
+            device,
+            lambda: model.autoregressive_infer_cfg(
+                B=pictures, label_B=labels, g_seed=seed, cfg=_GUIDANCE, top_k=_TOP_K, top_p=_TOP_P
+            ),
         )
-    host = time.perf_counter() - start
-    _wait(device)
-    return time.perf_counter() - start, host
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def main() -> None:

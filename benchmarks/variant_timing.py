@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +100,22 @@ def prepare(model: nn.Module, variant: Variant, blocks: Blocks) -> Any:
     elif variant.backend == "toprovar":
         toprovar_compiler.compile(made, mode=variant.mode, **variant.options)
     return made
+
+
+def timed(device: torch.device, generation: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds until the device is done, and until the host is."""
+    _wait(device)
+    torch.compiler.cudagraph_mark_step_begin()
+    start = time.perf_counter()
+    generation()
+    host = time.perf_counter() - start
+    _wait(device)
+    return time.perf_counter() - start, host
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def busy_seconds(call: Callable[[], Any]) -> float:
