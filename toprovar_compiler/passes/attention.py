@@ -50,8 +50,5 @@ def find_attention(graph: fx.Graph) -> list[Attention]:
 
 
 def is_self_attention(attention: Attention, stream: set[fx.Node]) -> bool:
-    """Whether all three operands are made of ``stream``'s values.
-
-    Those of cross-attention's keys and values are not; and of a rotary table queries and keys are, but no values.
-    """
-    return all(operand in stream for operand in (attention.query, attention.key, attention.value))
+    """Whether query and key both are made of ``stream``'s values; cross-attention's keys are not."""
+    return attention.query in stream and attention.key in stream

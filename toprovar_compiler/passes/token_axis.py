@@ -103,7 +103,9 @@ def find_source(graph: fx.Graph) -> tuple[fx.Node, list[Attention]]:
         if own and _matching_outputs(graph, node):
             found[node] = own
     if len(found) > 1:
-        found = {n: own for n, own in found.items() if _on_residual_path(graph, n)}
+        found = {
+            n: own for n, own in found.items() if _on_residual_path(graph, n) and _gives_values(n, own)
+        }
     if not found:
         raise UnsupportedGraphError(
             "no residual stream: no input of the shape of an output feeds the attention"
@@ -163,6 +165,12 @@ def _on_residual_path(graph: fx.Graph, source: fx.Node) -> bool:
         if node.op == "call_function" and node.target in (aten.add.Tensor, aten._to_copy.default):
             stack.extend(node.all_input_nodes)
     return False
+
+
+def _gives_values(source: fx.Node, attention: list[Attention]) -> bool:
+    """A rotary table turns queries and keys; values are made of the stream alone."""
+    reached = descendants(source)
+    return all(each.value in reached for each in attention)
 
 
 def _type_node(node: fx.Node, axes: dict[fx.Node, Axes], symbol: sympy.Symbol) -> Axes:
