@@ -7,6 +7,7 @@ functions with these kernels, behind an operator of ``flash_attn``'s own name an
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import sys
 import types
@@ -22,18 +23,19 @@ _SCHEMA = (
 )
 
 
-def provide() -> bool:
-    """Make ``import flash_attn`` work; whether the package was missing."""
-    if importlib.util.find_spec("flash_attn") is not None:
-        return False
-    register()
-    package = types.ModuleType("flash_attn")
-    package.__dict__.update(
-        flash_attn_func=flash_attn_func,
-        flash_attn_varlen_kvpacked_func=flash_attn_varlen_kvpacked_func,
-    )
-    sys.modules["flash_attn"] = package
-    return True
+def provide() -> str:
+    """Make ``import flash_attn`` work; which version of it there is, or whose kernels stand for it."""
+    if importlib.util.find_spec("flash_attn") is None:
+        register()
+        package = types.ModuleType("flash_attn")
+        package.__spec__ = importlib.machinery.ModuleSpec("flash_attn", None)  # others ask for it
+        package.__dict__.update(
+            __version__=f"kernels of PyTorch {torch.__version__}",
+            flash_attn_func=flash_attn_func,
+            flash_attn_varlen_kvpacked_func=flash_attn_varlen_kvpacked_func,
+        )
+        sys.modules["flash_attn"] = package
+    return str(importlib.import_module("flash_attn").__version__)
 
 
 def register() -> None:
@@ -47,7 +49,10 @@ def register() -> None:
 def flash_attn_func(
     q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, softmax_scale: float | None = None
 ) -> Tensor:
-    """Attention over q, k, v [B, N, H, D]; official Infinity calls it with its own kernels only."""
+    """Attention over q, k, v [B, N, H, D]; not called: official Infinity looks at its arguments' names.
+
+    Only where these are those of its own build of the package does it call it.
+    """
     raise NotImplementedError("requires the flash_attn package: only packed attention is given here")
 
 
@@ -85,6 +90,7 @@ def _forward(
     window_size_left: int = -1,
     window_size_right: int = -1,
 ) -> tuple[Tensor, Tensor]:
+    # Of the operator's arguments the two that official Infinity leaves as they are.
     if dropout_p or (window_size_left, window_size_right) != (-1, -1):
         raise NotImplementedError("requires attention without dropout and windows")
     output, logsumexp, *_ = torch.ops.aten._flash_attention_forward(

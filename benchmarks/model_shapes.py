@@ -10,13 +10,12 @@ timed and how: ``benchmarks.variant_timing``. Writes model-shapes-MODEL.json.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-from benchmarks.variant_timing import add_arguments, measure, need_gpu, select, timed, variants, write
+from benchmarks.variant_timing import command_line, measure, need_gpu, select, timed, variants, write
 from examples.emojivar.config import Config
 from examples.emojivar.model import EmojiVAR
 
@@ -49,13 +48,8 @@ def generate(model: nn.Module, seed: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.model_shapes",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line("model_shapes", __doc__)
     parser.add_argument("--model", choices=sorted(SHAPES), default="infinity-2b")
-    add_arguments(parser)
     arguments = parser.parse_args()
     need_gpu(parser)
     config = SHAPES[arguments.model]

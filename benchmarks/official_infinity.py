@@ -15,7 +15,6 @@ official-infinity-MODEL-PIXELS.json.
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import flash_attn_operator, official_code
-from benchmarks.variant_timing import add_arguments, measure, need_gpu, select, timed, variants, write
+from benchmarks.variant_timing import command_line, measure, need_gpu, select, timed, variants, write
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "2b": {"depth": 32, "embed_dim": 2048, "num_heads": 16, "block_chunks": 8},
@@ -128,15 +127,10 @@ def blocks(model: Any) -> Iterable[nn.Module]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.official_infinity",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line("official_infinity", __doc__)
     parser.add_argument("--code", type=Path, required=True, help="a checkout of the official repository")
     parser.add_argument("--model", choices=sorted(MODELS), default="2b")
     parser.add_argument("--pixels", choices=("0.06M", "0.25M", "1M"), default="1M")
-    add_arguments(parser)
     arguments = parser.parse_args()
     need_gpu(parser)
     shape = MODELS[arguments.model]
@@ -156,6 +150,7 @@ def main() -> None:
         arguments.out / f"official-infinity-{arguments.model}-{arguments.pixels}.json",
         results,
         official_commit=official_code.commit(arguments.code),
+        flash_attn=flash_attn_operator.provide(),
         shape={
             **shape,
             "scales": scales,

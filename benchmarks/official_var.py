@@ -12,7 +12,6 @@ official-var-MODEL-bPICTURES.json.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 from torch import nn
 
 from benchmarks import official_code
-from benchmarks.variant_timing import add_arguments, measure, need_gpu, select, timed, variants, write
+from benchmarks.variant_timing import command_line, measure, need_gpu, select, timed, variants, write
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "d30": {"depth": 30, "patch_nums": (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)},
@@ -64,15 +63,10 @@ def generate(model: Any, seed: int, pictures: int = 1) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.official_var",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line("official_var", __doc__)
     parser.add_argument("--code", type=Path, required=True, help="a checkout of the official repository")
     parser.add_argument("--model", choices=sorted(MODELS), default="d36-512")
     parser.add_argument("--pictures", type=int, default=1)
-    add_arguments(parser)
     arguments = parser.parse_args()
     need_gpu(parser)
     shape = MODELS[arguments.model]

@@ -58,10 +58,17 @@ def variants(scales: int) -> dict[str, Variant]:
     }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def command_line(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The arguments that all benchmarks of variants have."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="of the table's, by name; default: all")
     parser.add_argument("--rounds", type=rounds, default=7)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    return parser
 
 
 def need_gpu(parser: argparse.ArgumentParser) -> None:

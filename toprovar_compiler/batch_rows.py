@@ -16,12 +16,6 @@ PLAIN = (int, float, str, bytes, type(None), nn.Module)
 _MOST_KNOWN = 256  # most of them are gone: of each block call one is its own
 
 
-def halve_call(arguments: Any, named: Any, rows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call for the first half of its rows."""
-    half = tuple(halve(value, rows) for value in arguments)
-    return half, {name: halve(value, rows) for name, value in named.items()}
-
-
 def halve(value: Any, rows: int) -> Any:
     """The first half of each tensor that has ``rows`` rows."""
     if isinstance(value, Tensor):
@@ -42,7 +36,7 @@ class Halves:
     def of_call(
         self, arguments: tuple[Any, ...], named: dict[str, Any], rows: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """As :func:`halve_call`."""
+        """The arguments of a call for the first half of its rows."""
         half = tuple([self._half(value, rows) for value in arguments])
         return half, {name: self._half(value, rows) for name, value in named.items()}
 

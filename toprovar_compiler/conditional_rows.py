@@ -21,7 +21,6 @@ from toprovar_compiler.batch_rows import (
     PLAIN,
     Halves,
     halve,
-    halve_call,
     has_rows,
     has_tokens,
     of_tensors,
@@ -262,7 +261,7 @@ def _misfit(
     for path, _, _, value in attributes:
         if isinstance(value, (list, dict)) and any(has_rows(x, rows) for x in _pytree.tree_leaves(value)):
             return f"may change {path.lstrip('.')} in place, which cannot be undone"
-    given, given_named = halve_call(arguments, named, rows)
+    given, given_named = Halves().of_call(arguments, named, rows)
     try:
         full = block.forward(*arguments, **named)
         _put_back(attributes)

@@ -33,10 +33,10 @@ def test_a_half_follows_what_is_done_to_its_tensor() -> None:
 
 
 def test_another_tensor_of_the_same_identity_has_a_half_of_its_own() -> None:
-    halves = Halves()
-    held = []
-    for number in range(600):
-        held.append(_half(halves, torch.full((4, 3), float(number))))
+    halves, held = Halves(), []
+    with torch.inference_mode():  # where a view does not keep its tensor alive
+        for number in range(600):
+            held.append(_half(halves, torch.full((4, 3), float(number))))
     assert [half[0, 0].item() for half in held] == list(range(600))
 
 
