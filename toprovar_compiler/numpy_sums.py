@@ -18,6 +18,7 @@ from typing import Any
 import numpy
 import torch
 from torch import nn
+from torch._dynamo.eval_frame import skip_code
 
 
 class _PlainNumpy(types.ModuleType):
@@ -36,6 +37,10 @@ def _sum(numbers: Any, *arguments: Any, **named: Any) -> Any:
         return builtins.sum(numbers)
     return numpy.sum(numbers, *arguments, **named)
 
+
+# Traced, it is part of the trace. As a frame of its own it would be one that always compiles, and give plain
+# numbers where code between graphs (another model of the same class, compiled otherwise) gets NumPy's.
+skip_code(_sum.__code__)
 
 # One for all, because Dynamo compiles anew where a module that it has seen is another one.
 _PLAIN = _PlainNumpy()

@@ -49,6 +49,23 @@ def test_code_that_is_not_traced_gets_what_numpy_gives(block: nn.Module) -> None
     undo()
 
 
+def test_untraced_code_between_graphs_gets_what_numpy_gives(block: nn.Module) -> None:
+    """Later graphs of another model of the class, which is compiled otherwise, were made for that type."""
+
+    @torch.compiler.disable(recursive=False)
+    def type_of_sum(numbers: list[int]) -> type:
+        return type(np.sum(numbers))
+
+    @torch.compile(backend="eager")
+    def call(numbers: list[int]) -> type:
+        return type_of_sum(numbers)
+
+    undo = keep_sums_plain([block])
+    found = call([1, 2])
+    undo()
+    assert found is np.int64
+
+
 def test_the_last_of_two_compilations_undoes_it(block: nn.Module) -> None:
     one, other = keep_sums_plain([block]), keep_sums_plain([block])
     one()
