@@ -11,7 +11,7 @@ from unittest import mock
 
 from torch.profiler import record_function
 
-from toprovar_compiler import backend, graph_runtime, residual_codes
+from toprovar_compiler import backend, residual_codes, shared_variants
 from toprovar_compiler.graph_runtime import GraphRuntime
 from toprovar_compiler.policies.calibrated_entropy import CalibratedEntropy
 from toprovar_compiler.policies.toprovar import ToprovarPolicy
@@ -64,7 +64,7 @@ class Ledger:
 @contextlib.contextmanager
 def kept(ledger: Ledger) -> Iterator[None]:
     """Inside, all that toprovar runs beside the compiled graphs is entered; compile inside as well."""
-    make_dense, make_variant = backend.compile_here, graph_runtime.compile_variant
+    make_dense, make_variant = backend.compile_here, shared_variants.compile_variant
     make_hook = residual_codes._zero_pruned
 
     def dense(*arguments: Any) -> Any:
@@ -81,7 +81,7 @@ def kept(ledger: Ledger) -> Iterator[None]:
     patches = [
         (backend, "compile_here", dense),
         (GraphRuntime, "__call__", ledger.timed(BOOKKEEPING, GraphRuntime.__call__)),
-        (graph_runtime, "compile_variant", variant),
+        (shared_variants, "compile_variant", variant),
         (residual_codes, "_zero_pruned", hook),
         (ToprovarPolicy, "_prune_scale", ledger.timed(GATE, ToprovarPolicy._prune_scale)),
     ]

@@ -84,7 +84,7 @@ def test_every_part_of_a_generation_is_entered_and_nothing_stays_patched(
 _PATCHED = [
     (ledgers.GraphRuntime, "__call__"),
     (ledgers.GraphRuntime, "__init__"),
-    (ledgers.graph_runtime, "compile_variant"),
+    (ledgers.shared_variants, "compile_variant"),
     (ledgers.residual_codes, "_zero_pruned"),
     (ledgers.ToprovarPolicy, "_prune_scale"),
     (ledgers.CalibratedEntropy, "scores"),

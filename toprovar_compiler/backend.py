@@ -11,12 +11,12 @@ from torch._inductor import list_mode_options
 
 from toprovar_compiler import dynamo_entry
 from toprovar_compiler.capture import capture, needs_gradients
-from toprovar_compiler.cuda_graphs import without_cuda_graphs
 from toprovar_compiler.errors import NoAttentionError, UnsupportedGraphError
 from toprovar_compiler.graph_runtime import GraphRuntime
 from toprovar_compiler.options import Mode, parse_options
 from toprovar_compiler.registry import REGISTRY
 from toprovar_compiler.session import Session
+from toprovar_compiler.shared_variants import SharedVariants
 from toprovar_compiler.variants import COMPILE_LOCK, Compiled, compile_here
 
 
@@ -34,6 +34,7 @@ class Backend:
         self.session = session
         self._blocks = [weakref.ref(block) for block in blocks]
         self.settings: Mapping[str, Any] = list_mode_options(mode)
+        self.variants = SharedVariants()
         self._compiles_blocks = session is None
         self.__name__ = "toprovar"
 
@@ -49,7 +50,6 @@ class Backend:
                 yield from block.buffers()
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
-        self.current_session().graph_compiled()
         with COMPILE_LOCK:
             try:
                 if needs_gradients(gm):
@@ -60,11 +60,9 @@ class Backend:
             except UnsupportedGraphError as error:
                 return self._unsupported(compile_here(gm, example_inputs, self.settings), error)
             try:
-                runtime = GraphRuntime(captured, self)
+                return GraphRuntime(captured, self)
             except UnsupportedGraphError as error:
                 return self._unsupported(compile_here(captured, example_inputs, self.settings), error)
-            runtime.dense = compile_here(captured, example_inputs, without_cuda_graphs(self.settings))
-            return runtime
 
     def _unsupported(self, compiled: Compiled, error: UnsupportedGraphError) -> Compiled:
         """The graph as plain Inductor has it, its reason counted; under ``strict`` its call raises.
@@ -73,6 +71,7 @@ class Backend:
         without attention is no reason to refuse it.
         """
         session = self.current_session()
+        session.graph_compiled()
         glue = isinstance(error, NoAttentionError) and not self._compiles_blocks
         if session.options.strict and not glue:
             return _refusal(error)

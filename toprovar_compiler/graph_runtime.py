@@ -29,7 +29,8 @@ from toprovar_compiler.passes.prune_tokens import PrunedKeys, PruneTokens
 from toprovar_compiler.passes.token_axis import TokenStream, find_source, find_token_stream
 from toprovar_compiler.policies.base import Dense, Outcome, Prune, Step
 from toprovar_compiler.session import Session
-from toprovar_compiler.variants import Compiled, Variant, compile_variant
+from toprovar_compiler.shared_variants import BoundVariant, SharedVariants
+from toprovar_compiler.variants import Compiled
 
 
 class Recipe(NamedTuple):
@@ -65,6 +66,8 @@ class SessionOwner(Protocol):
 
     settings: Mapping[str, Any]
     """What Inductor's configuration is changed by."""
+    variants: SharedVariants
+    """Of all graphs of this owner."""
 
     def current_session(self) -> Session: ...
 
@@ -77,18 +80,15 @@ class GraphRuntime:
 
     Entropy is computed where the policy reads it; else attention stays what the model's own is.
 
+    Each is compiled when it is first called, or shared with a graph that differs in a few numbers.
+
     Args:
         captured: the pristine graph (never changed); its self-attention decides what N is.
         owner: has the session whose decisions are carried out.
 
-    Attributes:
-        dense: the compiled pristine graph; it must be set before the first call.
-
     Raises:
         UnsupportedGraphError: the graph has no attention over a residual stream; nothing to follow.
     """
-
-    dense: Compiled
 
     def __init__(self, captured: fx.GraphModule, owner: SessionOwner) -> None:
         self.captured, self.owner = captured, owner
@@ -103,7 +103,7 @@ class GraphRuntime:
         self._attention, self.maps = attention, len(attention)
         self.stream, self.unsupported = _token_stream(self.typed)
         self._sizes = SizeReader(self.typed.graph, inputs, attention[0])
-        self._variants: dict[tuple[Recipe, bool], list[Variant]] = {}
+        self._variants: dict[tuple[Recipe, bool], list[BoundVariant]] = {}
         self._pruned_flops: dict[PrunedKeys, Callable[..., Any]] = {}
         # A generation asks for the same few answers at every call.
         self._work = functools.cache(self._count_work)
@@ -171,7 +171,7 @@ class GraphRuntime:
             for reason in self._slower_kernels:
                 # strict=True refuses where pruning could not be done; here all is done, only slower.
                 session.note(reason)
-        run = self.dense if recipe == _PLAIN else self._variant(session, recipe, sizes, given, recorded=False)
+        run = self._variant(session, recipe, sizes, given, recorded=False)
         recorded = functools.partial(self._variant, session, recipe, sizes, given, recorded=True)
         return session.launcher.run(step, BlockCall(run, given, recorded, self.owner.buffers))
 
@@ -193,10 +193,9 @@ class GraphRuntime:
         graph = clone(pattern)
         PassManager(recipe.passes(), recipe.name)(graph)
         settings = self.owner.settings if recorded else without_cuda_graphs(self.owner.settings)
-        variant = compile_variant(graph, pattern.graph, given, settings)
-        variant.accepted.add(sizes)
+        variant, new = self.owner.variants.bind(graph, pattern.graph, given, sizes, settings)
         compiled.append(variant)
-        if not recorded:
+        if new and not recorded:
             # Recorded, it is no other graph; it is compiled again as soon as it proves to be needed.
             session.graph_compiled()
         return variant.run

@@ -17,6 +17,7 @@ from toprovar_compiler.passes.graph_tools import placeholders
 
 # How Dynamo says what it knows of an input, and how Inductor's front end tells Dynamo's graphs from others.
 _OF_INPUT = "tensor_dict"
+_MARK = "_dynamo_static_input_type"
 _OF_GRAPH = "dynamo_compile_id"
 _OF_SOURCES = "_param_name_to_source"
 
@@ -28,6 +29,11 @@ def keep_marks(dynamo: fx.GraphModule, exported: fx.GraphModule) -> None:
     exported.meta[_OF_GRAPH] = dynamo.meta[_OF_GRAPH]
     for before, after in zip(placeholders(dynamo.graph), placeholders(exported.graph), strict=True):
         after.meta[_OF_INPUT] = before.meta.get(_OF_INPUT, {})
+
+
+def marks(graph: fx.Graph) -> tuple[Any, ...]:
+    """What is noted on the inputs of a graph, None for each without a mark."""
+    return tuple(node.meta.get(_OF_INPUT, {}).get(_MARK) for node in placeholders(graph))
 
 
 def show_marks(gm: fx.GraphModule) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import pytest
@@ -12,12 +12,14 @@ from torch import Tensor, fx
 
 from tests.passes.graphs import capture_calls, capture_program, run
 from tests.passes.toy_block import DYNAMIC, Block, Inputs, N, assert_equal, captured, make_inputs
+from toprovar_compiler import variants
 from toprovar_compiler.capture import capture, needs_gradients
 from toprovar_compiler.errors import UnsupportedGraphError
 from toprovar_compiler.graph_runtime import GraphRuntime
 from toprovar_compiler.options import Options
 from toprovar_compiler.passes.graph_tools import placeholders
 from toprovar_compiler.session import Session
+from toprovar_compiler.shared_variants import SharedVariants
 
 
 def _in_place_bias(x: Tensor, given: Inputs) -> Tensor:
@@ -92,8 +94,10 @@ def test_gradients_are_needed_where_they_are_recorded() -> None:
         assert not needs_gradients(gm)
 
 
-def test_with_nothing_to_prune_the_captured_graph_runs_as_it_was_captured() -> None:
-    """The run time's dense graph is the very one, its code the same to the letter, and no variant is made."""
+def test_with_nothing_to_prune_the_captured_graph_runs_as_it_was_captured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the run time compiles is that graph, its code the same to the letter, and nothing else."""
     block = Block()
 
     def function(*values: Tensor) -> object:
@@ -105,27 +109,36 @@ def test_with_nothing_to_prune_the_captured_graph_runs_as_it_was_captured() -> N
     seen = capture_calls(function, tuple(shorter.values()), tuple(inputs.values()))
     gm, arguments = seen.graphs[-1], seen.arguments[-1]
     before = gm.code
+    compiled: list[str] = []
     calls: list[tuple[object, ...]] = []
 
-    def dense(*given: object) -> object:
-        calls.append(given)
-        return gm(*given)
+    def keep(graph: fx.GraphModule, inputs: object, config_patches: object) -> Callable[..., object]:
+        graph.recompile()
+        compiled.append(graph.code)
 
+        def call(*given: object) -> object:
+            calls.append(given)
+            return graph(*given)
+
+        return call
+
+    monkeypatch.setattr(variants, "compile_fx", keep)
     session = Session("toy", Options(policy="dense"), schedule=None)
     runtime = GraphRuntime(gm, _Owner(session))  # type: ignore[arg-type]
-    runtime.dense = dense
-    assert_equal(runtime(*arguments), run(gm, *arguments))
+    for _ in range(2):
+        assert_equal(runtime(*arguments), run(gm, *arguments))
     gm.recompile()
     assert gm.code == before
-    assert [tuple(map(id, given)) for given in calls] == [tuple(map(id, arguments))]
-    assert session.counters.graphs == 0
+    assert compiled == [before]
+    assert [tuple(map(id, given)) for given in calls] == [tuple(map(id, arguments))] * 2
+    assert session.counters.graphs == 1
 
 
 class _Owner:
     settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, session: Session) -> None:
-        self.session = session
+        self.session, self.variants = session, SharedVariants()
 
     def current_session(self) -> Session:
         return self.session

@@ -18,11 +18,12 @@ from toprovar_compiler.capture import capture
 from toprovar_compiler.errors import UnsupportedGraphError
 from toprovar_compiler.passes.drop_assertions import DropAssertions
 from toprovar_compiler.passes.fuse_entropy import FuseEntropy
-from toprovar_compiler.passes.graph_tools import outputs, placeholders, value_of
+from toprovar_compiler.passes.graph_tools import clone, outputs, placeholders, value_of
 from toprovar_compiler.passes.insert_gate import InsertGate
 from toprovar_compiler.passes.match_attention import MatchAttention
 from toprovar_compiler.passes.prune_tokens import PrunedKeys, PruneTokens
 from toprovar_compiler.passes.token_axis import find_token_stream
+from toprovar_compiler.shared_variants import SharedVariants
 from toprovar_compiler.variants import Compiled, Variant, compile_here, compile_variant
 
 Inputs = dict[str, Tensor]
@@ -92,10 +93,8 @@ class Route:
         self._traced = True
         captured = self._capture(gm)
         if self._with_dense:
-            before = captured.code
-            self.dense = compile_here(captured, example_inputs)
+            self.dense = functools.partial(_dense, SharedVariants(), captured)
             self.untouched = compile_here(gm, example_inputs)
-            assert captured.code == before
         return lambda *arguments: (self._run or gm)(*arguments)
 
     def _run_other(self, gm: fx.GraphModule, *arguments: Any) -> Any:
@@ -113,6 +112,12 @@ class Route:
         except UnsupportedGraphError as error:
             self.reason = str(error)
         return captured
+
+
+def _dense(variants: SharedVariants, captured: fx.GraphModule, *arguments: Any) -> Any:
+    sizes = tuple(value for value in arguments if isinstance(value, int))
+    bound, _ = variants.bind(clone(captured), captured.graph, arguments, sizes, {})
+    return bound.run(*arguments)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from torch import Tensor
 import toprovar_compiler
 from tests.toy_bit_generator import BitTokenizer, BitVAR
 from tests.toy_generators import make
+from toprovar_compiler import shared_variants
 
 LENGTHS = (5, 3)
 
@@ -45,6 +46,34 @@ def test_it_is_pruned_and_its_bits_are_zeroed(words: Tensor) -> None:
     assert data["recompiles"] == 0
     computed = [each["tokens_computed"] / each["tokens_total"] for each in data["per_scale"]]
     assert computed == [1.0, 1.0, 1.0, 0.5, 0.5]
+
+
+PRUNED = {"keep_ratio": 0.5, "start_scale": 2, "entropy_source": "layer-mean"}
+
+
+@pytest.mark.parametrize("options", [{"policy": "dense"}, PRUNED])
+def test_scales_that_differ_in_a_number_share_what_is_compiled(
+    words: Tensor, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The block knows its scale as a number, so that Dynamo traces it for each: two more compile nothing."""
+    shared = [_painted(words, sides, options) for sides in (range(1, 7), range(1, 9))]
+    assert shared[0][1] == shared[1][1]
+    # Without inputs for numbers, graphs of different numbers are different.
+    monkeypatch.setattr(shared_variants, "_groups", lambda own, known: ())
+    picture, graphs = _painted(words, range(1, 9), options)
+    assert graphs > shared[1][1]
+    torch.testing.assert_close(shared[1][0], picture)
+
+
+def _painted(words: Tensor, sides: range, options: dict[str, Any]) -> tuple[Tensor, int]:
+    """The second picture of a new model, and how many graphs were compiled."""
+    torch._dynamo.reset()
+    model: Any = make(BitVAR, sides=tuple(sides))
+    model.tokenizer = (BitTokenizer(),)
+    fast: Any = torch.compile(model, backend="toprovar", options={"strict": True, **options})
+    for _ in range(2):
+        picture = fast.paint(*model.tokenizer, words, LENGTHS, 2.0)
+    return picture, _summary(fast)["graphs"]
 
 
 def test_a_tokenizer_that_the_model_does_not_hold_is_asked_for(words: Tensor) -> None:
