@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import sympy
 import torch
@@ -171,7 +171,10 @@ class GraphRuntime:
             for reason in self._slower_kernels:
                 # strict=True refuses where pruning could not be done; here all is done, only slower.
                 session.note(reason)
-        run = self._variant(session, recipe, sizes, given, recorded=False)
+        if recipe == _WITH_ENTROPY and session.policy.learning:
+            run = self._interpreted
+        else:
+            run = self._variant(session, recipe, sizes, given, recorded=False)
         recorded = functools.partial(self._variant, session, recipe, sizes, given, recorded=True)
         return session.launcher.run(step, BlockCall(run, given, recorded, self.owner.buffers))
 
@@ -199,6 +202,13 @@ class GraphRuntime:
             # Recorded, it is no other graph; it is compiled again as soon as it proves to be needed.
             session.graph_compiled()
         return variant.run
+
+    @functools.cached_property
+    def _interpreted(self) -> Compiled:
+        """Dense with entropy, operator by operator: compiling takes longer than one generation to learn from."""
+        graph = clone(self.typed)
+        PassManager(_WITH_ENTROPY.passes(), _WITH_ENTROPY.name)(graph)
+        return cast(Compiled, graph.forward)
 
     @functools.cached_property
     def _slower_kernels(self) -> set[str]:

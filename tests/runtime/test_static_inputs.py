@@ -43,7 +43,7 @@ def test_weights_are_marked_in_every_graph(
     weights = Counter(str(parameter.shape) for parameter in model.blocks[0].parameters())
     for _ in range(2):
         model.autoregressive_infer_cfg(labels)
-    assert len(compiled) > 3
+    assert len(compiled) >= 3
     for gm in compiled:
         inputs = gm.graph.find_nodes(op="placeholder")
         # Dynamo marks a cache that is held on a module as well.
