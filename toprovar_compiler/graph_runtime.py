@@ -205,7 +205,7 @@ class GraphRuntime:
 
     @functools.cached_property
     def _interpreted(self) -> Compiled:
-        """Dense with entropy, operator by operator: compiling takes longer than one generation to learn from."""
+        """Dense with entropy, operator by operator: to compile it takes longer than the one generation."""
         graph = clone(self.typed)
         PassManager(_WITH_ENTROPY.passes(), _WITH_ENTROPY.name)(graph)
         return cast(Compiled, graph.forward)
