@@ -41,6 +41,24 @@ def test_sheet_holds_every_row(rows: int) -> None:
     assert {colour: count for count, colour in colours}[255, 0, 0] == rows * 32 * 32
 
 
+def test_titles_that_begin_alike_are_told_apart() -> None:
+    names = [
+        f"toprovar[start_scale=8,keep_ratio=0.2,entropy_source={source}]"
+        for source in ("online", "calibrated")
+    ]
+    page = sheet(names, [], tile=100)
+    columns = [page.crop((left, 0, left + 112, page.height)) for left in (6, 118)]
+    assert columns[0].tobytes() != columns[1].tobytes()
+    edges = [page.crop((left, 0, left + 12, page.height)).getcolors() for left in (0, 112, 224)]
+    assert all(colours == [(12 * page.height, (255, 255, 255))] for colours in edges), (
+        "text stays in its column"
+    )
+
+
+def test_a_short_title_takes_one_line() -> None:
+    assert sheet(["dense"], [], tile=100).height < sheet(["dense[" + "a" * 50 + "]"], [], tile=100).height
+
+
 def test_save_makes_folders(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b.png"
     save(Image.new("RGB", (2, 3)), path)

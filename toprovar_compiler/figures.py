@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ _PAPER = (255, 255, 255)
 _INK = (30, 30, 36)
 _SHADE = (168, 24, 128)  # what a skipped token fades to: a colour that few pictures have much of
 _SHADE_STRENGTH = 0.75
+
+_Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,17 @@ def kept_overlay(picture: Image.Image, share: Tensor) -> Image.Image | None:
 
 def sheet(titles: Sequence[str], rows: Sequence[Row], tile: int) -> Image.Image:
     """All rows under each other, each picture fitted into ``tile`` x ``tile`` pixels."""
+    font = ImageFont.load_default(_TEXT_SIZE)
+    heads = [_lines(title, tile, font) for title in titles]
+    top = max([1, *map(len, heads)]) * _TEXT_HEIGHT + _MARGIN
     width = _MARGIN + len(titles) * (tile + _MARGIN)
-    height = _TEXT_HEIGHT + _MARGIN + len(rows) * (_TEXT_HEIGHT + tile + _MARGIN)
+    height = top + len(rows) * (_TEXT_HEIGHT + tile + _MARGIN)
     page = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(page)
-    font = ImageFont.load_default(_TEXT_SIZE)
-    for column, title in enumerate(titles):
-        draw.text((_MARGIN + column * (tile + _MARGIN), _MARGIN), _fitted(title, tile, font), _INK, font)
-    top = _TEXT_HEIGHT + _MARGIN
+    for column, lines in enumerate(heads):
+        for number, line in enumerate(lines):
+            place = (_MARGIN + column * (tile + _MARGIN), _MARGIN + number * _TEXT_HEIGHT)
+            draw.text(place, line, _INK, font)
     for row in rows:
         draw.text((_MARGIN, top), _fitted(row.caption, width - 2 * _MARGIN, font), _INK, font)
         for column, picture in enumerate(row.pictures):
@@ -87,7 +93,20 @@ def save(picture: Image.Image, path: Path) -> None:
     picture.save(path, format="PNG", optimize=True)
 
 
-def _fitted(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+def _lines(text: str, width: int, font: _Font) -> list[str]:
+    """``text`` in lines of at most ``width`` pixels, ended behind punctuation where there is some."""
+    lines = [""]
+    for piece in re.findall(r"[^\[,=\s]*[\[,=\s]?", text):
+        if font.getlength(lines[-1] + piece) > width and lines[-1]:
+            lines.append("")
+        for letter in piece:
+            if font.getlength(lines[-1] + letter) > width and lines[-1]:
+                lines.append("")
+            lines[-1] += letter
+    return lines
+
+
+def _fitted(text: str, width: int, font: _Font) -> str:
     """``text``, cut with an ellipsis where it is wider than ``width`` pixels."""
     if font.getlength(text) <= width:
         return text
