@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, fx, nn
+from torch._dynamo.eval_frame import cached_backends
 from torch._inductor import list_mode_options
 
 from toprovar_compiler import dynamo_entry
@@ -49,7 +50,13 @@ class Backend:
             if block is not None:
                 yield from block.buffers()
 
+    def reset(self) -> None:
+        """``torch._dynamo.reset()``: nothing that was compiled is used again."""
+        self.variants = SharedVariants()
+
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
+        # At a reset Dynamo tells those that it knows, and forgets them.
+        cached_backends.setdefault(id(self), cast(Any, self))
         with COMPILE_LOCK:
             try:
                 if needs_gradients(gm):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx
 
 from tests.passes.graphs import capture_program
+from tests.toy_generators import TextVAR
 from toprovar_compiler import variants
 from toprovar_compiler.passes.lift_numbers import numbers
 from toprovar_compiler.shared_variants import SharedVariants
@@ -101,3 +103,18 @@ def test_other_settings_are_another_variant(compiled: list[tuple[int, ...]]) -> 
 def test_inductor_compiles_the_shared_one() -> None:
     shared = SharedVariants()
     assert [_compiles(shared, begin) for begin in (4, 9, 16, 0)] == [True, True, False, False]
+
+
+def test_a_reset_of_dynamo_forgets_them(compiled: list[tuple[int, ...]]) -> None:
+    toy = TextVAR()
+    fast: Any = torch.compile(toy, backend="toprovar", options={"policy": "dense"})
+    words = torch.zeros(1, 3, dtype=torch.int64)
+    counts = []
+    for _ in range(3):
+        torch._dynamo.reset()
+        compiled.clear()
+        for _ in range(2):
+            fast.paint(words)
+        counts.append(len(compiled))
+    assert counts == counts[:1] * 3
+    assert counts[0] > 0
