@@ -14,7 +14,7 @@ from toprovar_compiler.backend import Backend
 from toprovar_compiler.blocks import find_blocks
 from toprovar_compiler.conditional_rows import ConditionalRows
 from toprovar_compiler.errors import OptionError
-from toprovar_compiler.numpy_sums import keep_sums_plain
+from toprovar_compiler.numpy_sums import plain_sums
 from toprovar_compiler.options import Mode, Options
 from toprovar_compiler.registry import REGISTRY
 from toprovar_compiler.residual_codes import watch_codes
@@ -38,7 +38,8 @@ class BlockCompiler:
         self.blocks = find_blocks(model, path)
         self.schedule = stated_schedule(model)
         self.backend = Backend(None, mode, self.blocks)
-        self._calls = [_compiled(block, self.backend) for block in self.blocks]
+        with_plain_sums = plain_sums(self.blocks)
+        self._calls = [with_plain_sums(_compiled(block, self.backend)) for block in self.blocks]
         self._rows = ConditionalRows(self.blocks, self.backend)
 
     @contextlib.contextmanager
@@ -55,7 +56,6 @@ class BlockCompiler:
         # A model that is compiled for good must not be held by that alone.
         del model
         self.backend.session = session
-        undo_sums = keep_sums_plain(self.blocks)
         for block, call in zip(self.blocks, self._calls, strict=True):
             halves = session.policy.may_replace
             block._compiled_call_impl = self._rows.halved(block, call) if halves else call
@@ -65,7 +65,6 @@ class BlockCompiler:
             for block, earlier in zip(self.blocks, calls, strict=True):
                 block._compiled_call_impl = earlier
             self.backend.session = outer
-            undo_sums()
             for hook in hooks:
                 hook.remove()
             if undo is not None:

@@ -2,14 +2,14 @@
 
 Dynamo turns every call of NumPy into one of torch, so ``np.sum([1, 4, 9])`` becomes a tensor, and what is
 computed from it (where a scale's part of a table of positions begins, say) ends the graph in the middle of
-the block. Nothing but the name in the block's own module leads to that call; so while blocks run compiled,
+the block. Nothing but the name in the block's own module leads to that call; so while a compiled block runs,
 that name stands for a copy of the NumPy module whose ``sum`` adds plain integers itself, if it is traced.
+Between calls it is NumPy's: Dynamo guards it, and graphs of other models of the class were made with that.
 """
 
 from __future__ import annotations
 
 import builtins
-import collections
 import sys
 import types
 from collections.abc import Callable, Iterable
@@ -20,6 +20,8 @@ import torch
 from torch import nn
 from torch._dynamo.eval_frame import skip_code
 
+Call = Callable[..., Any]
+
 
 class _PlainNumpy(types.ModuleType):
     """NumPy for what is traced; everything but ``sum`` is NumPy's own."""
@@ -27,8 +29,6 @@ class _PlainNumpy(types.ModuleType):
     def __init__(self) -> None:
         super().__init__(numpy.__name__, numpy.__doc__)
         vars(self).update({**vars(numpy), "sum": _sum})
-        self.users: collections.Counter[tuple[str, str]] = collections.Counter()
-        """How many compilations need it, by module and name there."""
 
 
 def _sum(numbers: Any, *arguments: Any, **named: Any) -> Any:
@@ -38,34 +38,38 @@ def _sum(numbers: Any, *arguments: Any, **named: Any) -> Any:
     return numpy.sum(numbers, *arguments, **named)
 
 
-# Traced, it is part of the trace. As a frame of its own it would be one that always compiles, and give plain
-# numbers where code between graphs (another model of the same class, compiled otherwise) gets NumPy's.
+# Traced, it is part of the trace. As a frame of its own it would be one that compiles, and give code between
+# graphs plain numbers instead of NumPy's.
 skip_code(_sum.__code__)
 
 # One for all, because Dynamo compiles anew where a module that it has seen is another one.
 _PLAIN = _PlainNumpy()
 
 
-def keep_sums_plain(blocks: Iterable[nn.Module]) -> Callable[[], None]:
-    """Let the modules that define ``blocks`` and their parts see that copy; returns what undoes it."""
+def plain_sums(blocks: Iterable[nn.Module]) -> Callable[[Call], Call]:
+    """What lets the modules that define ``blocks`` and their parts see that copy during a call.
+
+    A call stays what it is where none of these modules uses NumPy.
+    """
     defined_in = {type(module).__module__ for block in blocks for module in block.modules()}
     places = [
-        (module, name)
+        (vars(sys.modules[module]), name)
         for module in sorted(defined_in & set(sys.modules))
         for name, value in vars(sys.modules[module]).items()
-        if value is numpy or value is _PLAIN
+        if value is numpy
     ]
-    for module, name in places:
-        vars(sys.modules[module])[name] = _PLAIN
-    _PLAIN.users.update(places)
-    # Names of their own: a model that stays compiled is undone while Python ends, when the module's are gone.
-    plain, true, modules = _PLAIN, numpy, sys.modules
 
-    def undo() -> None:
-        plain.users.subtract(places)
-        for module, name in places:
-            names = modules[module].__dict__ if module in modules else {}
-            if not plain.users[module, name] and names.get(name) is plain:
-                names[name] = true
+    def around(call: Call) -> Call:
+        def run(*arguments: Any, **named: Any) -> Any:
+            earlier = [names[name] for names, name in places]
+            for names, name in places:
+                names[name] = _PLAIN
+            try:
+                return call(*arguments, **named)
+            finally:
+                for (names, name), value in zip(places, earlier, strict=True):
+                    names[name] = value
 
-    return undo
+        return run if places else call
+
+    return around

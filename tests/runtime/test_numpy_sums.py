@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
-from toprovar_compiler.numpy_sums import keep_sums_plain
+from toprovar_compiler.numpy_sums import plain_sums
 
 TABLE = torch.arange(100.0)
 
@@ -35,23 +36,20 @@ def test_the_block_is_one_graph(block: nn.Module) -> None:
     whole = torch.compile(block, backend="eager", fullgraph=True)
     with pytest.raises(torch._dynamo.exc.Unsupported):
         whole(*arguments)
-    undo = keep_sums_plain([block])
-    assert torch.equal(whole(*arguments), block(*arguments))
-    undo()
+    assert torch.equal(plain_sums([block])(whole)(*arguments), block(*arguments))
 
 
 def test_code_that_is_not_traced_gets_what_numpy_gives(block: nn.Module) -> None:
-    undo = keep_sums_plain([nn.Sequential(block)])
-    assert np is not sys.modules["numpy"]
-    assert type(np.sum([1, 2])) is np.int64
-    assert np.sum([[1, 2], [3, 4]], axis=0).tolist() == [4, 6]
-    assert np.asarray(3) + np.pi > 6
-    undo()
+    def look() -> None:
+        assert np is not sys.modules["numpy"]
+        assert type(np.sum([1, 2])) is np.int64
+        assert np.sum([[1, 2], [3, 4]], axis=0).tolist() == [4, 6]
+        assert np.asarray(3) + np.pi > 6
+
+    plain_sums([nn.Sequential(block)])(look)()
 
 
 def test_untraced_code_between_graphs_gets_what_numpy_gives(block: nn.Module) -> None:
-    """Later graphs of another model of the class, which is compiled otherwise, were made for that type."""
-
     @torch.compiler.disable(recursive=False)
     def type_of_sum(numbers: list[int]) -> type:
         return type(np.sum(numbers))
@@ -60,19 +58,32 @@ def test_untraced_code_between_graphs_gets_what_numpy_gives(block: nn.Module) ->
     def call(numbers: list[int]) -> type:
         return type_of_sum(numbers)
 
-    undo = keep_sums_plain([block])
-    found = call([1, 2])
-    undo()
-    assert found is np.int64
+    assert plain_sums([block])(call)([1, 2]) is np.int64
 
 
-def test_the_last_of_two_compilations_undoes_it(block: nn.Module) -> None:
-    one, other = keep_sums_plain([block]), keep_sums_plain([block])
-    one()
-    assert np is not sys.modules["numpy"]
-    other()
+def test_another_model_of_the_class_is_not_compiled_anew(block: nn.Module) -> None:
+    graphs = CompileCounter()
+    twin = torch.compile(SlicingBlock(), backend=graphs)
+    arguments = (torch.zeros(9), [1, 2])
+    first = twin(*arguments)
+    before = graphs.frame_count
+    plain_sums([block])(torch.compile(block, backend="eager"))(*arguments)
+    assert torch.equal(twin(*arguments), first)
+    assert graphs.frame_count == before > 0
+
+
+def test_a_call_within_a_call_and_one_that_fails(block: nn.Module) -> None:
+    around = plain_sums([block])
+
+    def fail() -> None:
+        around(lambda: None)()
+        assert np is not sys.modules["numpy"]
+        raise ValueError("as it was")
+
+    with pytest.raises(ValueError, match="as it was"):
+        around(fail)()
 
 
 def test_blocks_whose_modules_do_not_use_numpy_change_nothing() -> None:
-    keep_sums_plain([nn.Linear(2, 2)])()
-    assert nn.modules.linear.torch is torch
+    call = torch.zeros
+    assert plain_sums([nn.Linear(2, 2)])(call) is call
