@@ -45,7 +45,7 @@ def test_every_graph_is_compiled_in_the_mode(
     settings.clear()
     model = class_var(keep_ratio=0.3, mode="reduce-overhead")
     generations = [model.autoregressive_infer_cfg(labels) for _ in range(3)]
-    assert len(settings) > 3
+    assert len(settings) >= 3
     assert not any(settings), "CUDA graphs are of whole scales, which are no matter of Inductor's settings"
     assert len(marks) == 3
     assert torch.equal(generations[0], plain)
