@@ -43,7 +43,12 @@ class Recipe(NamedTuple):
 
     @property
     def name(self) -> str:
-        return "-".join(str(part) for part in self if part is not None)
+        """Of the variant's dumps."""
+        parts = ["dense" if self.pruned_keys is None else f"pruned-keys-{self.pruned_keys}"]
+        parts += ["entropy"] * self.maps
+        if self.gated_rows is not None:
+            parts.append(f"gate-of-{self.gated_rows}-rows")
+        return "-".join(parts)
 
     def passes(self) -> tuple[GraphPass, ...]:
         passes: list[GraphPass] = []
