@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -13,12 +13,17 @@ from torch.utils import _pytree
 PLAIN = (int, float, str, bytes, type(None), nn.Module)
 """What is no tensor and holds none."""
 
+Argument = int | str
+"""Of a call: its position, or its name."""
+
 _MOST_KNOWN = 256  # most of them are gone: of each block call one is its own
 
 
 def halve(value: Any, rows: int) -> Any:
-    """The first half of each tensor that has ``rows`` rows."""
+    """The first half of each tensor that has ``rows`` rows; of offsets of packed rows those of that half."""
     if isinstance(value, Tensor):
+        if _has_offsets(value, rows):
+            return value[: rows // 2 + 1]
         return value[: rows // 2] if has_rows(value, rows) else value
     return of_tensors(value, lambda leaf: halve(leaf, rows) if isinstance(leaf, Tensor) else leaf)
 
@@ -31,28 +36,30 @@ class Halves:
     """
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor]]] = {}
+        self._known: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor], int]] = {}
 
     def of_call(
-        self, arguments: tuple[Any, ...], named: dict[str, Any], rows: int
+        self, arguments: tuple[Any, ...], named: dict[str, Any], rows: int, whole: Argument | None = None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a call for the first half of its rows."""
-        half = tuple([self._half(value, rows) for value in arguments])
-        return half, {name: self._half(value, rows) for name, value in named.items()}
+        """The arguments of a call for the first half of its rows; ``whole`` stays as it is."""
+        half = [value if at == whole else self._half(value, rows) for at, value in enumerate(arguments)]
+        return tuple(half), {
+            name: value if name == whole else self._half(value, rows) for name, value in named.items()
+        }
 
     def _half(self, value: Any, rows: int) -> Any:
         if not isinstance(value, Tensor):
             return halve(value, rows)
         known = self._known.get(id(value))
-        if known is not None and known[0]() is value:
+        if known is not None and known[0]() is value and known[2] == rows:
             found = known[1]()
-            if found is not None and 2 * found.size(0) == rows:
+            if found is not None:
                 return found
         half = halve(value, rows)
         if half is not value:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
-            self._known[id(value)] = weakref.ref(value), weakref.ref(half)
+            self._known[id(value)] = weakref.ref(value), weakref.ref(half), rows
         return half
 
 
@@ -78,21 +85,25 @@ def twice(rows: Tensor) -> Tensor:
     return torch.cat((rows, rows))
 
 
-def has_tokens(given: tuple[Any, ...], rows: int, tokens: int) -> bool:
-    """Whether a tensor [rows, tokens, C] is among what is given, or within it."""
+def token_counts(given: tuple[Any, ...], rows: int) -> Iterator[int]:
+    """N of each tensor [rows, N, ...] of floating point that is among what is given, or within it."""
     for value in given:
         if isinstance(value, Tensor):
-            if _is_stream(value, rows, tokens):
-                return True
+            if _counts_rows(value, rows):
+                yield value.size(1)
         elif not isinstance(value, PLAIN):
-            leaves = _pytree.tree_leaves(value)
-            if any(isinstance(leaf, Tensor) and _is_stream(leaf, rows, tokens) for leaf in leaves):
-                return True
-    return False
+            for leaf in _pytree.tree_leaves(value):
+                if isinstance(leaf, Tensor) and _counts_rows(leaf, rows):
+                    yield leaf.size(1)
 
 
-def _is_stream(value: Tensor, rows: int, tokens: int) -> bool:
-    return value.shape[:2] == (rows, tokens) and value.is_floating_point()
+def _counts_rows(value: Tensor, rows: int) -> bool:
+    return value.dim() > 1 and value.size(0) == rows and value.is_floating_point()
+
+
+def _has_offsets(value: Tensor, rows: int) -> bool:
+    """Whether this may say where each of ``rows`` packed sequences begins, and where the last ends."""
+    return value.shape == (rows + 1,) and value.dtype in (torch.int32, torch.int64)
 
 
 def has_rows(leaf: Any, rows: int) -> bool:

@@ -17,16 +17,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 from torch.utils.hooks import RemovableHandle
 
-from toprovar_compiler.batch_rows import (
-    PLAIN,
-    Halves,
-    halve,
-    has_rows,
-    has_tokens,
-    of_tensors,
-    places,
-    twice,
-)
+from toprovar_compiler.batch_rows import Argument, Halves, has_rows, of_tensors, places, token_counts, twice
+from toprovar_compiler.block_caches import Attribute, cached, halve_caches, held, holders, put_back
 from toprovar_compiler.errors import UnsupportedGraphError
 from toprovar_compiler.generation import Generation
 from toprovar_compiler.session import Session
@@ -38,20 +30,13 @@ _OTHER_GUIDANCE = (
 )
 _REFUSED = "the unconditional branch was not replaced: on the conditional rows alone a block "
 _LOOK_ALIKE = " (the batch has as many rows as the scale has tokens: try another batch size)"
-# What every module holds of its own is neither cache nor argument.
-_OWN = frozenset(vars(nn.Module()))
-_GONE = object()
-
-Attribute = tuple[str, nn.Module, str, Any]
-"""Path, module, name, value."""
 
 
-class _Holder(NamedTuple):
-    """A module of a block, how many attributes it has, and its own ones with the paths to them."""
+class _Fit(NamedTuple):
+    """What a block does wrong on half of the rows, and which argument is not halved; None for nothing."""
 
-    module: nn.Module
-    attributes: int
-    own: tuple[tuple[str, str], ...]
+    misfit: str | None
+    whole: Argument | None
 
 
 class Owner(Protocol):
@@ -64,13 +49,14 @@ class ConditionalRows:
     """Halves the calls of one model's blocks at the scales where its generation says so.
 
     Which tensors count rows is seen by their first dimension, which may deceive. So the first halved call of
-    every kind is checked beforehand, uncompiled: the conditional rows must come out as in the full batch.
+    every kind is checked beforehand, uncompiled: the conditional rows must come out as in the full batch, all
+    arguments halved or all but one (a table of two parts, say, where there are two rows).
     """
 
     def __init__(self, blocks: Sequence[nn.Module], owner: Owner) -> None:
         self.blocks, self.owner = list(blocks), owner
-        self._holders = {block: _holders(block) for block in self.blocks}
-        self._misfits: dict[Hashable, str | None] = {}
+        self._holders = {block: holders(block) for block in self.blocks}
+        self._fits: dict[Hashable, _Fit] = {}
         self._halves = Halves()
 
     def halved(self, block: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,10 +67,11 @@ class ConditionalRows:
             if generation is None:
                 return call(*arguments, **named)
             attributes = self._attributes(block)
-            if not self._may_halve(block, attributes, arguments, named, generation):
+            fit = self._fit(block, attributes, arguments, named, generation)
+            if fit.misfit is not None:
                 return call(*arguments, **named)
-            _halve_caches(attributes, generation.rows)
-            given, given_named = self._halves.of_call(arguments, named, generation.rows)
+            halve_caches(attributes, generation.rows)
+            given, given_named = self._halves.of_call(arguments, named, generation.rows, fit.whole)
             generation.halving = generation.halved = True
             try:
                 results = call(*given, **given_named)
@@ -120,52 +107,59 @@ class ConditionalRows:
 
     def _attributes(self, block: nn.Module) -> list[Attribute]:
         """What the block's modules hold of their own that may be or hold tensors."""
-        found = _held(self._holders[block])
+        found = held(self._holders[block])
         if found is None:
-            self._holders[block] = _holders(block)
+            self._holders[block] = holders(block)
             return self._attributes(block)
         return found
 
     def _replacing(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Generation | None:
         """The generation, if a block that gets this is called where unconditional rows are replaced.
 
-        A generation that broke off is told by the number of tokens: the next one starts with fewer.
+        A generation that broke off is told by the number of tokens: the next one starts with fewer. It is
+        the schedule's, or where none is stated that of the generation before; scales behind one that was
+        halved are halved as well, whatever that had.
         """
         session = self.owner.session
         generation = None if session is None else session.generation
-        if session is None or generation is None or generation.finished or generation.replaces_at is None:
+        if session is None or generation is None or generation.finished or generation.rows_per_sample == 1:
             return None
-        if session.schedule is None or generation.rows_per_sample == 1:
+        if not session.policy.may_exit:  # else its loop was asked, before this scale
+            generation.replaces_at = _due(session, generation)
+        if generation.replaces_at is None:
             return None
-        given = (*arguments, *named.values())
-        if not has_tokens(given, generation.rows, session.schedule[generation.replaces_at]):
+        counts = token_counts((*arguments, *named.values()), generation.rows)
+        if session.schedule is None and generation.halved:
+            expected = generation.goes_on(frozenset(counts))
+        else:
+            tokens = _tokens(session, generation)
+            expected = tokens is not None and tokens in counts
+        if not expected:
             return None
         if generation.rows_per_sample != _BRANCHES:
             return self._refuse(session, generation, _OTHER_GUIDANCE)
         return generation
 
-    def _may_halve(
+    def _fit(
         self,
         block: nn.Module,
         attributes: Sequence[Attribute],
         arguments: Any,
         named: Any,
         generation: Generation,
-    ) -> bool:
+    ) -> _Fit:
         rows, session = generation.rows, self.owner.session
         assert session is not None, "a generation has a session"
         positional = [places(value, rows) for value in arguments]
         by_name = [(name, places(value, rows)) for name, value in named.items()]
-        kind = (*positional, *by_name, *_cached(attributes, rows))
-        if kind not in self._misfits:
-            self._misfits[kind] = _misfit(block, attributes, arguments, named, rows)
-        misfit = self._misfits[kind]
-        if misfit is not None:
-            assert session.schedule is not None, "see _replacing"
-            assert generation.replaces_at is not None, "see _replacing"
-            hint = _LOOK_ALIKE if rows == session.schedule[generation.replaces_at] else ""
-            self._refuse(session, generation, f"{_REFUSED}{misfit}{hint}")
-        return misfit is None
+        kind = (*positional, *by_name, *cached(attributes, rows))
+        if kind not in self._fits:
+            self._fits[kind] = _find_fit(block, attributes, arguments, named, rows)
+        fit = self._fits[kind]
+        if fit.misfit is not None:
+            hint = _LOOK_ALIKE if rows == _tokens(session, generation) else ""
+            self._refuse(session, generation, f"{_REFUSED}{fit.misfit}{hint}")
+        return fit
 
     def _level(self, watched: nn.Module) -> Callable[..., tuple[Any, Any] | None]:
         """The conditional rows twice, for a module that gets the tokens between the last block and the codes.
@@ -180,7 +174,9 @@ class ConditionalRows:
             if module is not watched or generation is None or not generation.halved:
                 return None
             rows = generation.rows
-            if not generation.between_blocks_and_codes() or not has_tokens(given, rows, generation.tokens):
+            if not generation.between_blocks_and_codes() or generation.tokens not in token_counts(
+                given, rows
+            ):
                 return None
             levelled: tuple[Any, Any] = _pytree.tree_map(
                 lambda leaf: twice(leaf[: rows // 2]) if has_rows(leaf, rows) else leaf, given
@@ -196,7 +192,7 @@ class ConditionalRows:
         Raises:
             UnsupportedGraphError: under ``strict=True``; or other blocks have halved their caches already.
         """
-        generation.replaces_at = None
+        generation.refused_at, generation.replaces_at = generation.replaces_at, None
         if generation.halved:
             raise UnsupportedGraphError(
                 f"{reason}, after others could; use a decision model that skips scales only"
@@ -204,55 +200,39 @@ class ConditionalRows:
         session.fall_back(reason)
 
 
-def _holders(block: nn.Module) -> list[_Holder]:
-    """The modules that may hold caches: torch's own keep none, and they are most."""
-    return [
-        _Holder(
-            module,
-            len(vars(module)),
-            tuple((name, f"{path}.{name}") for name in vars(module) if name not in _OWN),
-        )
-        for path, module in block.named_modules()
-        if not type(module).__module__.startswith("torch.nn.modules.")
-    ]
+def _due(session: Session, generation: Generation) -> int | None:
+    """The scale that a block call belongs to which is no surprise, if it is to be replaced."""
+    scale = generation.scale + generation.scale_is_done
+    due = scale != generation.refused_at and session.policy.replaces_unconditional(scale)
+    return scale if due else None
 
 
-def _held(holders: Sequence[_Holder]) -> list[Attribute] | None:
-    """See :meth:`ConditionalRows._attributes`; None where a module has other attributes than it had."""
-    found = []
-    for holder in holders:
-        values = vars(holder.module)
-        # What every module has is never deleted: as many, and its own among them, are the same names.
-        if len(values) != holder.attributes:
-            return None
-        for name, path in holder.own:
-            value = values.get(name, _GONE)
-            if value is _GONE:
-                return None
-            if not isinstance(value, PLAIN):
-                found.append((path, holder.module, name, value))
-    return found
+def _tokens(session: Session, generation: Generation) -> int | None:
+    """N of the scale that is replaced; None where there is none, or it is not known."""
+    schedule, scale = session.schedule or generation.earlier, generation.replaces_at
+    return None if scale is None or scale >= len(schedule) else schedule[scale]
 
 
-def _cached(attributes: Sequence[Attribute], rows: int) -> list[str]:
-    """Where modules hold tensors of all rows or, from an earlier halved call, of half of them."""
-    return [path for path, _, _, value in attributes if _has_rows_or_half(value, rows)]
-
-
-def _has_rows_or_half(value: Any, rows: int) -> bool:
-    if isinstance(value, Tensor):
-        return value.dim() > 0 and value.size(0) in (rows, rows // 2)
-    return any(has_rows(leaf, rows) or has_rows(leaf, rows // 2) for leaf in _pytree.tree_leaves(value))
-
-
-def _halve_caches(attributes: Sequence[Attribute], rows: int) -> None:
-    for _, module, name, value in attributes:
-        if isinstance(value, (Tensor, tuple)) and places(value, rows):
-            setattr(module, name, halve(value, rows))
+def _find_fit(
+    block: nn.Module, attributes: Sequence[Attribute], arguments: Any, named: Any, rows: int
+) -> _Fit:
+    """All arguments are halved if that fits, else all but one of those that seem to have rows."""
+    misfit = _misfit(block, attributes, arguments, named, rows, None)
+    if misfit is None:
+        return _Fit(None, None)
+    for name, value in (*enumerate(arguments), *named.items()):
+        if places(value, rows) and _misfit(block, attributes, arguments, named, rows, name) is None:
+            return _Fit(None, name)
+    return _Fit(misfit, None)
 
 
 def _misfit(
-    block: nn.Module, attributes: Sequence[Attribute], arguments: Any, named: Any, rows: int
+    block: nn.Module,
+    attributes: Sequence[Attribute],
+    arguments: Any,
+    named: Any,
+    rows: int,
+    whole: Argument | None,
 ) -> str | None:
     """What a block does wrong on half of its rows; None where these come out as in the full batch.
 
@@ -261,24 +241,19 @@ def _misfit(
     for path, _, _, value in attributes:
         if isinstance(value, (list, dict)) and any(has_rows(x, rows) for x in _pytree.tree_leaves(value)):
             return f"may change {path.lstrip('.')} in place, which cannot be undone"
-    given, given_named = Halves().of_call(arguments, named, rows)
+    given, given_named = Halves().of_call(arguments, named, rows, whole)
     try:
         full = block.forward(*arguments, **named)
-        _put_back(attributes)
-        _halve_caches(attributes, rows)
+        put_back(attributes)
+        halve_caches(attributes, rows)
         half = block.forward(*given, **given_named)
-    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+    except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
         return f"raises {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     finally:
-        _put_back(attributes)
+        put_back(attributes)
     wanted, got = _pytree.tree_leaves(full), _pytree.tree_leaves(half)
     alike = len(wanted) == len(got) and all(_is_half(a, b, rows) for a, b in zip(wanted, got, strict=True))
     return None if alike else "gives other results"
-
-
-def _put_back(attributes: Sequence[Attribute]) -> None:
-    for _, module, name, value in attributes:
-        setattr(module, name, value)
 
 
 def _is_half(full: Any, half: Any, rows: int) -> bool:

@@ -12,12 +12,20 @@ from toprovar_compiler.policies.base import Step
 FlopsOf = Callable[[int, int], int | None]
 """FLOPs of a layer for (tokens, earlier tokens) of another scale; None where its graph cannot tell."""
 
+# Conditional, unconditional, and a second condition: no guidance scheme runs more rows for one sample.
+_MOST_GUIDANCE_ROWS = 3
+
 
 class Generation:
-    """The scales and layers that ran so far, what they kept, and the codes that are to be zeroed."""
+    """The scales and layers that ran so far, what they kept, and the codes that are to be zeroed.
 
-    def __init__(self, rows_per_sample: int | None) -> None:
-        self.rows_per_sample = rows_per_sample
+    Args:
+        rows_per_sample: if that is known.
+        earlier: N of each scale of the generation before; that of this one is likely to be the same.
+    """
+
+    def __init__(self, rows_per_sample: int | None, earlier: tuple[int, ...] = ()) -> None:
+        self.rows_per_sample, self.earlier = rows_per_sample, earlier
         self.scale = 0
         self.tokens = 0
         self.prefix = 0
@@ -28,8 +36,11 @@ class Generation:
         """The scale that the model's loop asked for last."""
         self.replaces_at: int | None = None
         """The scale that is due, if conditional rows stand for the unconditional ones there."""
+        self.refused_at: int | None = None
+        """The scale at which they cannot stand for them."""
         self.halving = self.halved = False
         """Whether the block call that runs has half of the rows, and whether one had."""
+        self._counts: frozenset[int] = frozenset()
         self.sees_codes = False
         self.codes_of: int | None = None
         self.layers: dict[int, int] = {}
@@ -92,10 +103,50 @@ class Generation:
             shares[scale] = share / len(calls)
         return shares
 
+    @property
+    def scale_is_done(self) -> bool:
+        """Whether all layers of the running scale have run; in the first scale, all that are known."""
+        return len(self.layers_done) == len(self.layers)
+
+    @property
+    def runs_both_branches(self) -> bool:
+        """Whether the block call that runs has unconditional rows, and nothing was said against leaving them
+        out."""
+        return self.rows_per_sample == 2 and not self.halving and self.refused_at != self.scale
+
+    def goes_on(self, counts: frozenset[int]) -> bool:
+        """Whether a block call whose tensors have these numbers of tokens is the running scale's or the next
+        one's, rather than the first of another generation.
+
+        Scales grow. What had as many tokens at the call before is no scale's stream (a prompt, say).
+        """
+        if self.scale_is_done:
+            found = any(count > self.tokens for count in counts - self._counts)
+        else:
+            found = self.tokens in counts
+        if found:
+            self._counts = counts
+        return found
+
+    def tokens_of_scales(self) -> tuple[int, ...]:
+        """N of each scale that ran, or was left out."""
+        return tuple(calls[0][0] for _, calls in sorted(self.kept.items()))
+
     def between_blocks_and_codes(self) -> bool:
         """Whether all layers of the running scale have run, and its codes are not there yet."""
-        done = len(self.layers_done) == len(self.layers)
-        return done and not self.finished and self.codes_of != self.scale
+        return self.scale_is_done and not self.finished and self.codes_of != self.scale
+
+    def has_codes(self, shape: Size) -> bool:
+        """Whether codes of this shape are the running scale's; they tell how many rows belong to a sample."""
+        if self.finished or len(shape) != 2 or shape[1] != self.tokens:
+            return False
+        per_sample, rest = divmod(self.rows, max(shape[0], 1))
+        if not self.layers_done or rest or not 1 <= per_sample <= _MOST_GUIDANCE_ROWS:
+            return False
+        self.sees_codes = True
+        if self.rows_per_sample is None:
+            self.rows_per_sample = per_sample
+        return True
 
     def first_codes(self) -> bool:
         """Whether codes of this scale are looked up for the first time; said once."""

@@ -24,6 +24,15 @@ class GuidanceOptions(Protocol):
     def guidance_rows(self) -> int | None: ...
 
 
+class StartOptions(Protocol):
+    """The part of the options that :func:`check_start_scale` reads."""
+
+    @property
+    def policy(self) -> str: ...
+    @property
+    def start_scale(self) -> int | None: ...
+
+
 class RetentionOptions(Protocol):
     """The part of the options that :func:`check_retention` reads."""
 
@@ -154,3 +163,17 @@ def numbered(name: str, value: object) -> list[tuple[str, float]]:
         if isinstance(item, bool) or not isinstance(item, Real) or not math.isfinite(item):
             raise OptionError(f"{name} requires finite numbers, got {item!r}")
     return [("" if single else f"[{i}]", float(item)) for i, item in enumerate(items)]
+
+
+def check_start_scale(options: StartOptions, scales: int) -> None:
+    """Whether pruning starts at one of the ``scales`` that ran.
+
+    Raises:
+        OptionError: it starts later.
+    """
+    start = options.start_scale
+    if options.policy != "dense" and start is not None and start >= scales:
+        raise OptionError(
+            f"start_scale requires a scale that the model runs, got {start} for one of {scales} scales "
+            f"(0 to {scales - 1}); choose a smaller one"
+        )

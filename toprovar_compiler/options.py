@@ -95,8 +95,9 @@ class Options:
             is Global, at or above the second Detail, and what lies between is ambiguous and runs in full.
         guidance_until: first scale, counted from 0, without guidance: from there on only the conditional
             rows are run, and their results stand for the unconditional rows too, as SkipVAR does late. None:
-            as the plan says whose budget is used, if any; "end": it never ends. For "toprovar" and its
-            controls.
+            as the plan says whose budget is used, if any; "end": it never ends. A model that states no
+            schedule shows in its first generation how many tokens each scale has, and is guided to the end
+            there. For "toprovar" and its controls.
         drop_scales: how many of the last scales "fastvar" does not run at all.
         policy_seed: of what "random" keeps, and of what ``retention="sampled"`` draws.
         decisions: JSON file of the decision model of "skipvar", made by

@@ -12,19 +12,22 @@ from toprovar_compiler.counters import Counters, Work
 from toprovar_compiler.errors import OptionError, UnsupportedGraphError
 from toprovar_compiler.generation import FlopsOf, Generation
 from toprovar_compiler.launches import EachCall, Launcher
+from toprovar_compiler.option_checks import check_start_scale
 from toprovar_compiler.options import Options
 from toprovar_compiler.policies import make_policy
 from toprovar_compiler.policies.base import Decision, Dense, Outcome, Prune, Step
 from toprovar_compiler.policies.error_bound import ErrorBound, error_bound
 from toprovar_compiler.scale_graphs import ScaleGraphs
 
-# Conditional, unconditional, and a second condition: no guidance scheme runs more rows for one sample.
-_MOST_GUIDANCE_ROWS = 3
-
 _CANNOT_EXIT = (
     "leaving out scales or unconditional rows requires a model that states its schedule as patch_nums or "
     "scale_schedule and loops over it: all were run"
 )
+_FIRST_GUIDED = (
+    "guidance did not end in a generation: a model that states no schedule shows in its first one how many "
+    "tokens each scale has"
+)
+_OTHER_TOKENS = "guidance did not end at a scale that had other tokens in the generation before"
 _RAN_ALL_THE_SAME = (
     "what the policy leaves out was run: the model does not loop over the schedule that it states"
 )
@@ -59,8 +62,7 @@ class Session:
         elif again:
             self._end_scale(current)
             current.next_scale()
-            if self.can_exit and current.asked != current.scale and self._leaves_out(current.scale):
-                self.fall_back(_RAN_ALL_THE_SAME)
+            self._check_left_out(current)
         layer = current.layers.setdefault(layer_key, len(current.layers))
         per_sample = 1 if current.halving else current.guided_rows(rows)
         current.lengths[layer_key] = (tokens, keys - tokens)
@@ -128,8 +130,18 @@ class Session:
         self.finish()
         return True
 
-    def _leaves_out(self, scale: int) -> bool:
-        return self.policy.exits_before(scale) or self.policy.replaces_unconditional(scale)
+    def _check_left_out(self, current: Generation) -> None:
+        """A scale begins after all that the policy leaves out, the whole of it or the unconditional rows."""
+        replaced = self.policy.may_replace and self.policy.replaces_unconditional(current.scale)
+        if self.policy.may_exit:
+            asked = not self.can_exit or current.asked == current.scale
+            if not asked and (replaced or self.policy.exits_before(current.scale)):
+                self.fall_back(_RAN_ALL_THE_SAME)
+        elif replaced and current.runs_both_branches:
+            if self.schedule is not None or current.earlier:
+                self.fall_back(_OTHER_TOKENS)
+            elif not self.policy.replaces_unconditional(current.scale - 1):
+                self.note(_FIRST_GUIDED)
 
     def see_codes(self, codes: Tensor, vectors: Tensor | None = None) -> Tensor | None:
         """Codes [samples, N] are embedded as ``vectors`` [samples, N, C]; returns the mask of kept codes.
@@ -139,14 +151,8 @@ class Session:
         same number of indices later (decoding, say) is none of this scale.
         """
         current = self.generation
-        if current is None or current.finished or codes.dim() != 2 or codes.shape[1] != current.tokens:
+        if current is None or not current.has_codes(codes.shape):
             return None
-        per_sample, rest = divmod(current.rows, max(codes.shape[0], 1))
-        if not current.layers_done or rest or not 1 <= per_sample <= _MOST_GUIDANCE_ROWS:
-            return None
-        current.sees_codes = True
-        if current.rows_per_sample is None:
-            current.rows_per_sample = per_sample
         mask = current.take_exit_mask(codes.shape)
         if current.first_codes() and vectors is not None:
             seen = vectors if mask is None else vectors * mask[..., None].to(vectors.dtype)
@@ -236,7 +242,7 @@ class Session:
                 "Dynamo may have reached its recompile limit, or the model stopped early"
             )
         try:
-            self._check_start(scales)
+            check_start_scale(self.options, scales)
             self._check_effect()
         except (OptionError, UnsupportedGraphError) as error:
             if certain:
@@ -249,7 +255,8 @@ class Session:
             self._conclude(certain=self.schedule is not None)
         self.policy.start_generation()
         self.launcher.start_generation()
-        self.generation = Generation(self.options.guidance_rows)
+        earlier = () if current is None else current.tokens_of_scales()
+        self.generation = Generation(self.options.guidance_rows, earlier)
         self.counters.generations += 1
         self.started = time.monotonic()
         if self.policy.may_exit and not self.can_exit:
@@ -277,14 +284,6 @@ class Session:
     def _note_complaints(self) -> None:
         for reason in (*self.policy.complaints(), *self.launcher.complaints()):
             self.note(reason)
-
-    def _check_start(self, scales: int) -> None:
-        start = self.options.start_scale
-        if self.options.policy != "dense" and start is not None and start >= scales:
-            raise OptionError(
-                f"start_scale requires a scale that the model runs, got {start} for one of {scales} scales "
-                f"(0 to {scales - 1}); choose a smaller one"
-            )
 
     def _check_effect(self) -> None:
         total = self.counters.total()

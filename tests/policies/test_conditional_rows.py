@@ -17,6 +17,7 @@ from toprovar_compiler.conditional_rows import ConditionalRows
 from toprovar_compiler.errors import UnsupportedGraphError
 from toprovar_compiler.generation import Generation
 from toprovar_compiler.launches import EachCall
+from toprovar_compiler.policies.skipvar import SkipvarPolicy
 from toprovar_compiler.policies.skipvar_fit import constant
 
 SIDES = (1, 2, 3, 4, 6)
@@ -98,7 +99,7 @@ class _Running:
         self.generation = Generation(per_sample)
         self.generation.rows, self.generation.replaces_at = rows, 1
         self.fall_back = self.reasons.append
-        self.launcher = EachCall()
+        self.launcher, self.policy = EachCall(), SkipvarPolicy
 
 
 def test_caches_that_are_passed_along_are_halved_and_repeated() -> None:
@@ -117,19 +118,52 @@ def test_caches_that_are_passed_along_are_halved_and_repeated() -> None:
         return block(*arguments)
 
     call = ConditionalRows([block], running).halved(block, spy)
-    y, (k, v) = call(x, text, rope, (past, past))
-    assert batches == [4]
+    for deceives in (True, False):
+        given_rope = rope if deceives else tuple(part[:1] for part in rope)
+        y, (k, v) = call(x, text, given_rope, (past, past))
+        wanted = block(x, text, given_rope, (past, past))
+        for found, full in ((y, wanted[0]), (k, wanted[1][0]), (v, wanted[1][1])):
+            torch.testing.assert_close(found[:2], full[:2])
+            assert torch.equal(found[2:], found[:2])
+    assert batches == [2, 2], "what deceives is left whole"
+    assert running.reasons == []
+
+
+def test_two_arguments_that_deceive_are_found_out() -> None:
+    block, running, x = _Adding(), _Running(rows=4, per_sample=2), torch.rand(4, 4, 3)
+    call = ConditionalRows([block], running).halved(block, block)
+    table = torch.rand(4, 3)
+    torch.testing.assert_close(call(x, table, other=table), x + 2 * table)
     (reason,) = running.reasons
-    assert "on the conditional rows alone a block" in reason, "half a rope was found out"
+    assert "on the conditional rows alone a block" in reason
     assert "as many rows as the scale has tokens" in reason
-    running.generation.replaces_at = 1
-    rope = tuple(part[:1] for part in rope)
-    y, (k, v) = call(x, text, rope, (past, past))
-    wanted = block(x, text, rope, (past, past))
-    assert batches == [4, 2]
-    for found, full in ((y, wanted[0]), (k, wanted[1][0]), (v, wanted[1][1])):
-        torch.testing.assert_close(found[:2], full[:2])
-        assert torch.equal(found[2:], found[:2])
+
+
+class _Adding(nn.Module):
+    """Adds tables of all tokens."""
+
+    def forward(self, x: Tensor, table: Tensor, other: Tensor) -> Tensor:
+        return x + table + other
+
+
+class _Packed(nn.Module):
+    """Adds to each row the sum of its packed words."""
+
+    def forward(self, x: Tensor, words: tuple[Tensor, Tensor]) -> Tensor:
+        packed, begins = words
+        assert len(begins) == len(x) + 1
+        sums = [packed[begins[row] : begins[row + 1]].sum(0) for row in range(len(x))]
+        return x + torch.stack(sums)[:, None]
+
+
+def test_packed_rows_keep_their_offsets() -> None:
+    block, running, x = _Packed(), _Running(rows=4, per_sample=2), torch.rand(4, 4, 3)
+    call = ConditionalRows([block], running).halved(block, block)
+    words = torch.rand(9, 3), torch.tensor([0, 2, 3, 7, 9], dtype=torch.int32)
+    found = call(x, words)
+    assert running.reasons == []
+    torch.testing.assert_close(found[:2], block(x, words)[:2])
+    assert torch.equal(found[2:], found[:2])
 
 
 def test_guidance_of_three_rows_is_a_counted_reason() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,12 +11,13 @@ from torch import Tensor
 
 import toprovar_compiler
 from tests.policies.conftest import Save
-from tests.toy_generators import ClassVAR, TextVAR, make
-from toprovar_compiler.errors import OptionError, UnsupportedGraphError
+from tests.toy_generators import ClassVAR, make
+from toprovar_compiler.errors import OptionError
 from toprovar_compiler.options import Options
 from toprovar_compiler.policies.skipvar_fit import constant
 
 FROM, TOKENS = 3, 16  # the scale of 4 x 4 tokens
+ENDS = {"guidance_until": FROM}
 Under = Callable[..., Any]
 
 
@@ -91,27 +92,78 @@ def test_without_guidance_there_are_no_rows_to_leave_out(under: Under, labels: T
     assert after["per_scale"] == before["per_scale"]
 
 
-@pytest.mark.filterwarnings("ignore:toprovar")
-def test_a_loop_that_does_not_ask_runs_all_rows_and_says_so(under: Under, model: Any, labels: Tensor) -> None:
+def test_the_models_loop_need_not_be_asked(under: Under, model: Any, labels: Tensor) -> None:
+    wanted = under(keep_ratio=0.3, guidance_until=FROM).autoregressive_infer_cfg(labels)
     schedule = model.patch_nums
-    plain = under(keep_ratio=0.3).autoregressive_infer_cfg(labels)
-    ended = under(keep_ratio=0.3, guidance_until=FROM)
+    ended = under(keep_ratio=0.3, guidance_until=FROM, strict=True)
+    model.patch_nums = list(schedule)
+    found = ended.autoregressive_infer_cfg(labels)
     model.patch_nums = schedule
-    assert torch.equal(ended.autoregressive_infer_cfg(labels), plain)
-    ((reason, times),) = _fallbacks(ended).items()
-    assert "the model does not loop over the schedule that it states" in reason
-    assert times == 2, "at both scales"
+    assert torch.equal(found, wanted)
+
+
+class UnstatedVAR(ClassVAR):
+    """Is called with what it would state."""
+
+    def paint(self, labels: Tensor, sides: Sequence[int]) -> Tensor:
+        self.patch_nums, places = sides, self.pos.data
+        self.pos.data = places[:, : sum(side * side for side in sides)]
+        try:
+            return self.autoregressive_infer_cfg(labels)
+        finally:
+            self.pos.data = places
+            del self.patch_nums
+
+
+@pytest.fixture
+def unstated() -> Any:
+    model: Any = make(UnstatedVAR, dtype=torch.float64)
+    model.sides = model.__dict__.pop("patch_nums")
+    return model
 
 
 @pytest.mark.filterwarnings("ignore:toprovar")
-def test_a_model_that_states_no_schedule_runs_all_rows_and_says_so(labels: Tensor) -> None:
-    model, options = make(TextVAR, sides=(1, 2)), {"guidance_until": 1, "start_scale": 1, "keep_ratio": 1}
-    compiled = torch.compile(model, backend="toprovar", options=options)
-    compiled.paint(labels[None])
-    assert any("requires a model that states its schedule" in why for why in _fallbacks(compiled))
-    strict = torch.compile(model, backend="toprovar", options=options | {"strict": True})
-    with pytest.raises(UnsupportedGraphError, match="requires a model that states its schedule"):
-        strict.paint(labels[None])
+def test_a_model_that_states_no_schedule_shows_it_in_its_first_generation(
+    unstated: Any, under: Under, labels: Tensor
+) -> None:
+    options = {"keep_ratio": 0.3, "start_scale": FROM}
+    guided, wanted = (under(**options, **more).autoregressive_infer_cfg(labels) for more in ({}, ENDS))
+    ended = toprovar_compiler.compile(unstated, **options, **ENDS, strict=True)
+    first, second, third = (ended.paint(labels, unstated.sides) for _ in range(3))
+    assert torch.equal(first, guided)
+    assert torch.equal(second, wanted)
+    assert torch.equal(third, wanted)
+    ((reason, times),) = _fallbacks(ended).items()
+    assert "shows in its first one how many tokens each scale has" in reason
+    assert times == 1
+
+
+@pytest.mark.filterwarnings("ignore:toprovar")
+@pytest.mark.parametrize(
+    ("other", "times"),
+    [
+        ((1, 2, 3, 5), 1),  # at the first scale that would be halved
+        ((1, 2, 3, 4, 5), 0),  # behind it: caches are halves by then
+        ((1, 2, 3, 4), 0),
+        ((1, 2, 3), 0),
+    ],
+)
+def test_another_schedule_than_in_the_generation_before(
+    unstated: Any, under: Under, model: Any, labels: Tensor, other: tuple[int, ...], times: int
+) -> None:
+    options = {"keep_ratio": 0.3, "start_scale": 2, **ENDS}
+    ended = toprovar_compiler.compile(unstated, **options)
+    counted = []
+    for sides in (unstated.sides, other, other):
+        toprovar_compiler.reset()
+        ended.paint(labels, sides)
+        counted.append(_fallbacks(ended))
+    assert all("had other tokens in the generation before" in reason for reason in counted[1])
+    assert (sum(counted[1].values()), counted[2]) == (times, {})
+    ended.paint(labels, unstated.sides)
+    again = ended.paint(labels, unstated.sides)
+    wanted = under(**options).autoregressive_infer_cfg(labels)
+    assert torch.equal(again, wanted)
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,7 @@ class ToprovarPolicy(BasePolicy):
         self.source, self.retention = self.make_source(calibration), Retention(options)
         self.restoration = _restoration(options, self.budget.first_scale)
         self.exits_scales = self.restoration.exits_scales
-        # Where guidance ends, the model's loop is asked for the scale that comes next.
-        self.may_exit = self.may_replace = isinstance(options.guidance_until, int)
+        self.may_replace = isinstance(options.guidance_until, int)
         self._choices = _Choices()
 
     def make_source(self, calibration: Calibration | None) -> EntropySource:
