@@ -8,9 +8,8 @@ The model is built with the arguments of its ``tools/run_infinity.py`` and ``scr
 there: one picture of 1024 x 1024 over 13 scales, bits and decoder included, under autocast in bfloat16. Text
 features are random, as T5 would give them for 20 tokens. The one line that docs/models.md asks for lets the
 model hold its tokenizer. Times do not depend on what is painted. Variants, "wall" and "busy" are those of
-``benchmarks.variant_timing``; none ends guidance, which requires a stated schedule. Without ``flash_attn``,
-PyTorch's build of its kernels is called (``benchmarks.flash_attn_operator``). Writes
-official-infinity-MODEL-PIXELS.json.
+``benchmarks.variant_timing``. Without ``flash_attn``, PyTorch's build of its kernels is called
+(``benchmarks.flash_attn_operator``). Writes official-infinity-MODEL-PIXELS.json.
 """
 
 from __future__ import annotations
@@ -136,12 +135,9 @@ def main() -> None:
     shape = MODELS[arguments.model]
     model = build(arguments.code, shape, arguments.pixels, "cuda")
     scales, text = schedule(arguments.pixels), text_features(_CONSTRUCTED["text_channels"], "cuda")
-    every = {
-        name: kind for name, kind in variants(len(scales)).items() if "guidance_until" not in kind.options
-    }
     results = measure(
         model,
-        select(parser, arguments.only, every),
+        select(parser, arguments.only, variants(len(scales))),
         arguments.rounds,
         lambda made, seed: generate(made, seed, scales, text),
         blocks,
