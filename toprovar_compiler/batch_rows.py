@@ -71,13 +71,17 @@ def of_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def places(value: Any, rows: int) -> Hashable:
-    """Where ``value`` has tensors of ``rows`` rows."""
+    """Where ``value`` has tensors that :func:`halve` cuts; false where it has none."""
     if isinstance(value, Tensor):
-        return has_rows(value, rows)
+        return _is_cut(value, rows)
     if isinstance(value, PLAIN):
         return False
     leaves = _pytree.tree_leaves_with_path(value)
-    return tuple(_pytree.keystr(path) for path, leaf in leaves if has_rows(leaf, rows))
+    return tuple(_pytree.keystr(path) for path, leaf in leaves if _is_cut(leaf, rows))
+
+
+def _is_cut(leaf: Any, rows: int) -> bool:
+    return has_rows(leaf, rows) or (isinstance(leaf, Tensor) and _has_offsets(leaf, rows))
 
 
 def twice(rows: Tensor) -> Tensor:

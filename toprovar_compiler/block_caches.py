@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from toprovar_compiler.batch_rows import PLAIN, halve, has_rows, places
+from toprovar_compiler.batch_rows import PLAIN, halve, has_rows
 
 # What every module holds of its own is neither cache nor argument.
 _OWN = frozenset(vars(nn.Module()))
@@ -67,10 +67,14 @@ def _has_rows_or_half(value: Any, rows: int) -> bool:
     return any(has_rows(leaf, rows) or has_rows(leaf, rows // 2) for leaf in _pytree.tree_leaves(value))
 
 
-def halve_caches(attributes: Sequence[Attribute], rows: int) -> None:
+def halve_caches(attributes: Sequence[Attribute], rows: int) -> list[tuple[nn.Module, str]]:
+    """Cut what has ``rows`` rows; returns where that was."""
+    cut = []
     for _, module, name, value in attributes:
-        if isinstance(value, (Tensor, tuple)) and places(value, rows):
+        if isinstance(value, (Tensor, tuple)) and any(has_rows(x, rows) for x in _pytree.tree_leaves(value)):
             setattr(module, name, halve(value, rows))
+            cut.append((module, name))
+    return cut
 
 
 def put_back(attributes: Sequence[Attribute]) -> None:

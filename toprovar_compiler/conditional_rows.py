@@ -9,6 +9,7 @@ All later scales are replaced as well, so halves of caches are never missed.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -58,19 +59,20 @@ class ConditionalRows:
         self._holders = {block: holders(block) for block in self.blocks}
         self._fits: dict[Hashable, _Fit] = {}
         self._halves = Halves()
+        self._halved: defaultdict[nn.Module, set[tuple[nn.Module, str]]] = defaultdict(set)
 
     def halved(self, block: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
         """``call``, a compiled call of ``block``, that runs half of the rows where that is due."""
 
         def run(*arguments: Any, **named: Any) -> Any:
-            generation = self._replacing(arguments, named)
+            generation = self._replacing(block, arguments, named)
             if generation is None:
                 return call(*arguments, **named)
             attributes = self._attributes(block)
             fit = self._fit(block, attributes, arguments, named, generation)
             if fit.misfit is not None:
                 return call(*arguments, **named)
-            halve_caches(attributes, generation.rows)
+            self._halved[block].update(halve_caches(attributes, generation.rows))
             given, given_named = self._halves.of_call(arguments, named, generation.rows, fit.whole)
             generation.halving = generation.halved = True
             try:
@@ -113,12 +115,14 @@ class ConditionalRows:
             return self._attributes(block)
         return found
 
-    def _replacing(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Generation | None:
+    def _replacing(
+        self, block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> Generation | None:
         """The generation, if a block that gets this is called where unconditional rows are replaced.
 
         A generation that broke off is told by the number of tokens: the next one starts with fewer. It is
-        the schedule's, or where none is stated that of the generation before; scales behind one that was
-        halved are halved as well, whatever that had.
+        the schedule's, or where none is stated that of the generation before; a block whose caches are halves
+        cannot run on all rows, whatever that had.
         """
         session = self.owner.session
         generation = None if session is None else session.generation
@@ -128,17 +132,19 @@ class ConditionalRows:
             generation.replaces_at = _due(session, generation)
         if generation.replaces_at is None:
             return None
-        counts = token_counts((*arguments, *named.values()), generation.rows)
-        if session.schedule is None and generation.halved:
-            expected = generation.goes_on(frozenset(counts))
-        else:
-            tokens = _tokens(session, generation)
-            expected = tokens is not None and tokens in counts
-        if not expected:
+        tokens = _tokens(session, generation)
+        if tokens not in set(token_counts((*arguments, *named.values()), generation.rows)) and not (
+            session.schedule is None and generation.halved and self._holds_halves(block, generation.rows)
+        ):
             return None
         if generation.rows_per_sample != _BRANCHES:
             return self._refuse(session, generation, _OTHER_GUIDANCE)
         return generation
+
+    def _holds_halves(self, block: nn.Module, rows: int) -> bool:
+        """Whether caches that were halved are there still, or what they grew into."""
+        held_now = (getattr(module, name, None) for module, name in self._halved[block])
+        return any(has_rows(leaf, rows // 2) for value in held_now for leaf in _pytree.tree_leaves(value))
 
     def _fit(
         self,
@@ -202,7 +208,7 @@ class ConditionalRows:
 
 def _due(session: Session, generation: Generation) -> int | None:
     """The scale that a block call belongs to which is no surprise, if it is to be replaced."""
-    scale = generation.scale + generation.scale_is_done
+    scale = generation.scale + generation.next_scale_is_due
     due = scale != generation.refused_at and session.policy.replaces_unconditional(scale)
     return scale if due else None
 

@@ -40,7 +40,6 @@ class Generation:
         """The scale at which they cannot stand for them."""
         self.halving = self.halved = False
         """Whether the block call that runs has half of the rows, and whether one had."""
-        self._counts: frozenset[int] = frozenset()
         self.sees_codes = False
         self.codes_of: int | None = None
         self.layers: dict[int, int] = {}
@@ -114,19 +113,11 @@ class Generation:
         out."""
         return self.rows_per_sample == 2 and not self.halving and self.refused_at != self.scale
 
-    def goes_on(self, counts: frozenset[int]) -> bool:
-        """Whether a block call whose tensors have these numbers of tokens is the running scale's or the next
-        one's, rather than the first of another generation.
-
-        Scales grow. What had as many tokens at the call before is no scale's stream (a prompt, say).
-        """
-        if self.scale_is_done:
-            found = any(count > self.tokens for count in counts - self._counts)
-        else:
-            found = self.tokens in counts
-        if found:
-            self._counts = counts
-        return found
+    @property
+    def next_scale_is_due(self) -> bool:
+        """Whether the next block call is no more of the running scale, as far as that can be known."""
+        # Which layers there are is known behind the first scale only; codes are looked up behind its blocks.
+        return self.scale_is_done and (self.scale > 0 or self.codes_of == 0)
 
     def tokens_of_scales(self) -> tuple[int, ...]:
         """N of each scale that ran, or was left out."""

@@ -10,9 +10,11 @@ Between calls it is NumPy's: Dynamo guards it, and graphs of other models of the
 from __future__ import annotations
 
 import builtins
+import collections
 import sys
+import threading
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy
@@ -21,6 +23,8 @@ from torch import nn
 from torch._dynamo.eval_frame import skip_code
 
 Call = Callable[..., Any]
+Place = tuple[dict[str, Any], str]
+"""The names of a module, and the one that stands for NumPy."""
 
 
 class _PlainNumpy(types.ModuleType):
@@ -29,6 +33,9 @@ class _PlainNumpy(types.ModuleType):
     def __init__(self) -> None:
         super().__init__(numpy.__name__, numpy.__doc__)
         vars(self).update({**vars(numpy), "sum": _sum})
+        self.lock = threading.Lock()
+        self.users: collections.Counter[tuple[int, str]] = collections.Counter()
+        """How many calls that run need it, by the names of a module and the name there."""
 
 
 def _sum(numbers: Any, *arguments: Any, **named: Any) -> Any:
@@ -56,20 +63,33 @@ def plain_sums(blocks: Iterable[nn.Module]) -> Callable[[Call], Call]:
         (vars(sys.modules[module]), name)
         for module in sorted(defined_in & set(sys.modules))
         for name, value in vars(sys.modules[module]).items()
-        if value is numpy
+        if value is numpy or value is _PLAIN
     ]
 
     def around(call: Call) -> Call:
         def run(*arguments: Any, **named: Any) -> Any:
-            earlier = [names[name] for names, name in places]
-            for names, name in places:
-                names[name] = _PLAIN
+            _replace(places)
             try:
                 return call(*arguments, **named)
             finally:
-                for (names, name), value in zip(places, earlier, strict=True):
-                    names[name] = value
+                _put_back(places)
 
         return run if places else call
 
     return around
+
+
+def _replace(places: Sequence[Place]) -> None:
+    with _PLAIN.lock:
+        for names, name in places:
+            _PLAIN.users[id(names), name] += 1
+            names[name] = _PLAIN
+
+
+def _put_back(places: Sequence[Place]) -> None:
+    """Where no other call (within this one, or of another thread) needs the copy still."""
+    with _PLAIN.lock:
+        for names, name in places:
+            _PLAIN.users[id(names), name] -= 1
+            if not _PLAIN.users[id(names), name]:
+                names[name] = numpy

@@ -96,8 +96,8 @@ class Options:
         guidance_until: first scale, counted from 0, without guidance: from there on only the conditional
             rows are run, and their results stand for the unconditional rows too, as SkipVAR does late. None:
             as the plan says whose budget is used, if any; "end": it never ends. A model that states no
-            schedule shows in its first generation how many tokens each scale has, and is guided to the end
-            there. For "toprovar" and its controls.
+            schedule shows in a generation how many tokens each scale of the next one is likely to have, so
+            that its first one is guided to the end. For "toprovar" and its controls.
         drop_scales: how many of the last scales "fastvar" does not run at all.
         policy_seed: of what "random" keeps, and of what ``retention="sampled"`` draws.
         decisions: JSON file of the decision model of "skipvar", made by

@@ -23,11 +23,11 @@ _CANNOT_EXIT = (
     "leaving out scales or unconditional rows requires a model that states its schedule as patch_nums or "
     "scale_schedule and loops over it: all were run"
 )
-_FIRST_GUIDED = (
-    "guidance did not end in a generation: a model that states no schedule shows in its first one how many "
-    "tokens each scale has"
+_NOT_SEEN_BEFORE = (
+    "guidance did not end in a generation: how many tokens a scale has is known from the generation before, "
+    "where the model states no schedule"
 )
-_OTHER_TOKENS = "guidance did not end at a scale that had other tokens in the generation before"
+_NOT_AS_STATED = "guidance did not end at a scale that has other tokens than the stated schedule"
 _RAN_ALL_THE_SAME = (
     "what the policy leaves out was run: the model does not loop over the schedule that it states"
 )
@@ -58,13 +58,14 @@ class Session:
         current = self.generation
         again = current is not None and current.layers.get(layer_key) in current.layers_done
         if current is None or current.starts_anew(layer_key, tokens, keys - tokens):
-            current = self._start_generation()
+            current, again = self._start_generation(), False
         elif again:
             self._end_scale(current)
             current.next_scale()
-            self._check_left_out(current)
         layer = current.layers.setdefault(layer_key, len(current.layers))
         per_sample = 1 if current.halving else current.guided_rows(rows)
+        if again:
+            self._check_left_out(current)
         current.lengths[layer_key] = (tokens, keys - tokens)
         current.tokens, current.rows = tokens, 2 * rows if current.halving else rows
         if rows % per_sample:
@@ -138,10 +139,10 @@ class Session:
             if not asked and (replaced or self.policy.exits_before(current.scale)):
                 self.fall_back(_RAN_ALL_THE_SAME)
         elif replaced and current.runs_both_branches:
-            if self.schedule is not None or current.earlier:
-                self.fall_back(_OTHER_TOKENS)
+            if self.schedule is not None:
+                self.fall_back(_NOT_AS_STATED)
             elif not self.policy.replaces_unconditional(current.scale - 1):
-                self.note(_FIRST_GUIDED)
+                self.note(_NOT_SEEN_BEFORE)
 
     def see_codes(self, codes: Tensor, vectors: Tensor | None = None) -> Tensor | None:
         """Codes [samples, N] are embedded as ``vectors`` [samples, N, C]; returns the mask of kept codes.

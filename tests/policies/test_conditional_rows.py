@@ -199,3 +199,19 @@ def test_a_cache_under_another_name_is_halved_too() -> None:
     del block.first
     torch.testing.assert_close(call(x)[:2], x[:2] + 1)
     assert block.second.shape == (2, 1, 1)
+
+
+class _Placed(nn.Module):
+    """Adds to each token what its number says."""
+
+    def forward(self, x: Tensor, numbers: Tensor) -> Tensor:
+        return x + numbers[: x.shape[1], None]
+
+
+def test_numbers_that_look_like_offsets_are_left_whole() -> None:
+    block, running, x = _Placed(), _Running(rows=4, per_sample=2), torch.rand(4, 4, 3)
+    call = ConditionalRows([block], running).halved(block, block)
+    for length in (4, 5, 6):  # of five, as many as offsets of four rows
+        numbers = torch.arange(length)
+        torch.testing.assert_close(call(x, numbers)[:2], block(x, numbers)[:2])
+    assert running.reasons == []

@@ -134,7 +134,7 @@ def test_a_model_that_states_no_schedule_shows_it_in_its_first_generation(
     assert torch.equal(second, wanted)
     assert torch.equal(third, wanted)
     ((reason, times),) = _fallbacks(ended).items()
-    assert "shows in its first one how many tokens each scale has" in reason
+    assert "known from the generation before, where the model states no schedule" in reason
     assert times == 1
 
 
@@ -149,21 +149,40 @@ def test_a_model_that_states_no_schedule_shows_it_in_its_first_generation(
     ],
 )
 def test_another_schedule_than_in_the_generation_before(
-    unstated: Any, under: Under, model: Any, labels: Tensor, other: tuple[int, ...], times: int
+    unstated: Any, under: Under, labels: Tensor, other: tuple[int, ...], times: int
 ) -> None:
     options = {"keep_ratio": 0.3, "start_scale": 2, **ENDS}
-    ended = toprovar_compiler.compile(unstated, **options)
+    ended = toprovar_compiler.compile(unstated, **options, strict=True)
     counted = []
-    for sides in (unstated.sides, other, other):
+    for sides in (unstated.sides, other, other, unstated.sides):
         toprovar_compiler.reset()
         ended.paint(labels, sides)
         counted.append(_fallbacks(ended))
-    assert all("had other tokens in the generation before" in reason for reason in counted[1])
+    assert all("known from the generation before" in reason for each in counted for reason in each)
     assert (sum(counted[1].values()), counted[2]) == (times, {})
-    ended.paint(labels, unstated.sides)
     again = ended.paint(labels, unstated.sides)
     wanted = under(**options).autoregressive_infer_cfg(labels)
     assert torch.equal(again, wanted)
+
+
+@pytest.mark.filterwarnings("ignore:toprovar")
+def test_a_generation_that_broke_off_shows_what_it_had(unstated: Any, under: Under, labels: Tensor) -> None:
+    options = {"keep_ratio": 0.3, "start_scale": FROM, **ENDS}
+    ended = toprovar_compiler.compile(unstated, **options, strict=True)
+    ended.paint(labels, unstated.sides)
+    broken = unstated.blocks[1].register_forward_hook(_break_off)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            ended.paint(labels, unstated.sides)
+    broken.remove()
+    pictures = [ended.paint(labels, unstated.sides) for _ in range(2)]
+    wanted = under(**options).autoregressive_infer_cfg(labels)
+    assert torch.equal(pictures[1], wanted)
+
+
+def _break_off(block: Any, arguments: Any, output: Tensor) -> None:
+    if output.shape[1] == 9:
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

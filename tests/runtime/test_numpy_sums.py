@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -82,6 +83,20 @@ def test_a_call_within_a_call_and_one_that_fails(block: nn.Module) -> None:
 
     with pytest.raises(ValueError, match="as it was"):
         around(fail)()
+
+
+def test_calls_of_two_threads(block: nn.Module) -> None:
+    around, entered, left = plain_sums([block]), threading.Event(), threading.Event()
+
+    def wait() -> bool:
+        entered.set()
+        return left.wait(timeout=30)
+
+    other = threading.Thread(target=around(wait))
+    around(lambda: (other.start(), entered.wait(timeout=30)))()
+    assert np is not sys.modules["numpy"], "the other call needs it still"
+    left.set()
+    other.join()
 
 
 def test_blocks_whose_modules_do_not_use_numpy_change_nothing() -> None:

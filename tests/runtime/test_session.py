@@ -204,3 +204,16 @@ def test_guidance_may_end_before_the_last_scale(samples: int) -> None:
             assert step.samples == (samples if tokens > 1 else rows)
             driver.session.see_codes(codes(samples, tokens))
         assert step.rows_per_sample == 1
+
+
+@pytest.mark.parametrize(("rows", "refused"), [(1, False), (2, True)])
+def test_guidance_that_the_model_ends_itself_is_no_reason(rows: int, refused: bool) -> None:
+    driver = Driver(schedule=(1, 4, 9), guidance_until=2, keep_ratio=1.0)
+    driver.scale(1)
+    driver.session.see_codes(codes(1, 1))
+    driver.scale(4)
+    driver.session.see_codes(codes(1, 4))
+    with warnings.catch_warnings(record=True):
+        driver.scale(9, rows)  # nothing halves these calls
+    reasons = [reason for reason in driver.session.counters.fallbacks if "guidance did not end" in reason]
+    assert bool(reasons) == refused
