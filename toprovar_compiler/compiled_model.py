@@ -63,7 +63,8 @@ class BlockCompiler:
             yield
         finally:
             for block, earlier in zip(self.blocks, calls, strict=True):
-                block._compiled_call_impl = earlier
+                # A module's own assignment needs names that are gone when Python ends, where this may run.
+                vars(block)["_compiled_call_impl"] = earlier
             self.backend.session = outer
             for hook in hooks:
                 hook.remove()

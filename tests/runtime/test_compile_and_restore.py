@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from typing import Any
 
@@ -134,3 +136,15 @@ def test_blocks_named_by_path_are_compiled(labels: Tensor) -> None:
     model.var.autoregressive_infer_cfg(labels)
     data = toprovar_compiler.summary(model).to_dict()
     assert data["tokens_computed"] < data["tokens_total"]
+
+
+def test_a_model_that_stays_compiled_until_python_ends_goes_quietly() -> None:
+    """What holds it may go after most of torch has."""
+    script = (
+        "import torch, toprovar_compiler\n"
+        "from tests.toy_generators import ClassVAR, make\n"
+        "torch.held = make(ClassVAR)\n"
+        "toprovar_compiler.compile(torch.held, policy='dense')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
