@@ -132,10 +132,11 @@ class ConditionalRows:
             generation.replaces_at = _due(session, generation)
         if generation.replaces_at is None:
             return None
-        tokens = _tokens(session, generation)
-        if tokens not in set(token_counts((*arguments, *named.values()), generation.rows)) and not (
-            session.schedule is None and generation.halved and self._holds_halves(block, generation.rows)
-        ):
+        tokens, given = _tokens(session, generation), (*arguments, *named.values())
+        expected = tokens is not None and tokens in token_counts(given, generation.rows)
+        if not expected and (session.schedule is not None or not generation.halved):
+            return None
+        if not expected and not self._holds_halves(block, generation.rows):
             return None
         if generation.rows_per_sample != _BRANCHES:
             return self._refuse(session, generation, _OTHER_GUIDANCE)
@@ -207,7 +208,7 @@ class ConditionalRows:
 
 
 def _due(session: Session, generation: Generation) -> int | None:
-    """The scale that a block call belongs to which is no surprise, if it is to be replaced."""
+    """The scale of the next block call if the generation goes on and that scale is to be replaced."""
     scale = generation.scale + generation.next_scale_is_due
     due = scale != generation.refused_at and session.policy.replaces_unconditional(scale)
     return scale if due else None
