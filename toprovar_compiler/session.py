@@ -8,6 +8,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from toprovar_compiler import reasons
 from toprovar_compiler.counters import Counters, Work
 from toprovar_compiler.errors import OptionError, UnsupportedGraphError
 from toprovar_compiler.generation import FlopsOf, Generation
@@ -18,19 +19,6 @@ from toprovar_compiler.policies import make_policy
 from toprovar_compiler.policies.base import Decision, Dense, Outcome, Prune, Step
 from toprovar_compiler.policies.error_bound import ErrorBound, error_bound
 from toprovar_compiler.scale_graphs import ScaleGraphs
-
-_CANNOT_EXIT = (
-    "leaving out scales or unconditional rows requires a model that states its schedule as patch_nums or "
-    "scale_schedule and loops over it: all were run"
-)
-_NOT_SEEN_BEFORE = (
-    "guidance did not end in a generation: how many tokens a scale has is known from the generation before, "
-    "where the model states no schedule"
-)
-_NOT_AS_STATED = "guidance did not end at a scale that has other tokens than the stated schedule"
-_RAN_ALL_THE_SAME = (
-    "what the policy leaves out was run: the model does not loop over the schedule that it states"
-)
 
 
 class Session:
@@ -137,12 +125,12 @@ class Session:
         if self.policy.may_exit:
             asked = not self.can_exit or current.asked == current.scale
             if not asked and (replaced or self.policy.exits_before(current.scale)):
-                self.fall_back(_RAN_ALL_THE_SAME)
+                self.fall_back(reasons.RAN_ALL_THE_SAME)
         elif replaced and current.runs_both_branches:
             if self.schedule is not None:
-                self.fall_back(_NOT_AS_STATED)
+                self.fall_back(reasons.NOT_AS_STATED)
             elif not self.policy.replaces_unconditional(current.scale - 1):
-                self.note(_NOT_SEEN_BEFORE)
+                self.note(reasons.NOT_SEEN_BEFORE)
 
     def see_codes(self, codes: Tensor, vectors: Tensor | None = None) -> Tensor | None:
         """Codes [samples, N] are embedded as ``vectors`` [samples, N, C]; returns the mask of kept codes.
@@ -218,13 +206,17 @@ class Session:
         current = self.generation
         if current is None:
             return
-        if current.device is not None and current.device.type == "cuda":
-            torch.cuda.synchronize(current.device)
-        self._note_complaints()
+        for reason in self._all_complaints(current):
+            self.note(reason)
         if self.schedule is None or current.scale + 1 != len(self.schedule):
             return
         if len(current.layers_done) == len(current.layers) and current.exit_mask is None:
             self.finish()
+
+    def drop_complaints(self) -> None:
+        """Reasons of what ran so far that are not counted yet never will be."""
+        if self.generation is not None:
+            self._all_complaints(self.generation)
 
     def _conclude(self, *, certain: bool) -> None:
         """``certain``: the generation is known to be whole; else it may have been broken off."""
@@ -261,7 +253,7 @@ class Session:
         self.counters.generations += 1
         self.started = time.monotonic()
         if self.policy.may_exit and not self.can_exit:
-            self.fall_back(_CANNOT_EXIT)
+            self.fall_back(reasons.CANNOT_EXIT)
         if self.options.records_cuda_graphs:
             # Else every block call counts as a new step, in which what the last one returned is overwritten.
             torch.compiler.cudagraph_mark_step_begin()
@@ -280,11 +272,17 @@ class Session:
     def _end_scale(self, current: Generation) -> None:
         if current.exit_mask is not None and current.sees_codes:
             self.note("residual codes of a pruned scale were not seen: its pruned tokens were not zeroed")
-        self._note_complaints()
-
-    def _note_complaints(self) -> None:
-        for reason in (*self.policy.complaints(), *self.launcher.complaints()):
+        for reason in self._complaints():
             self.note(reason)
+
+    def _complaints(self) -> list[str]:
+        return [*self.policy.complaints(), *self.launcher.complaints()]
+
+    def _all_complaints(self, current: Generation) -> list[str]:
+        """Those too that its device has yet to find out."""
+        if current.device is not None and current.device.type == "cuda":
+            torch.cuda.synchronize(current.device)
+        return self._complaints()
 
     def _check_effect(self) -> None:
         total = self.counters.total()

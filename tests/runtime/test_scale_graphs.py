@@ -174,6 +174,18 @@ def test_policies_that_choose_in_each_block_get_graphs_of_block_calls_counted(
     assert toprovar_compiler.summary(made).to_dict()["recompiles"] == 0
 
 
+@pytest.mark.filterwarnings("ignore:toprovar")
+def test_after_a_reset_nothing_is_counted_of_what_ran_before(
+    model: Any, labels: Tensor, recorder: Recorder
+) -> None:
+    made = _compiled(model, mode="reduce-overhead", policy="fastvar", keep_ratio=0.3)
+    _paint(made, labels, 5)
+    assert BETWEEN in _fallbacks(made)
+    made.autoregressive_infer_cfg(labels)
+    toprovar_compiler.reset()
+    assert _fallbacks(made) == {}
+
+
 class _Step(NamedTuple):
     """What the model's loop takes for a block: the compiled block is called with something else."""
 
