@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Protocol
 
 import sympy
 import torch
@@ -17,53 +17,18 @@ from toprovar_compiler.cuda_graphs import without_cuda_graphs
 from toprovar_compiler.errors import UnsupportedGraphError
 from toprovar_compiler.kernels.hopper_attention import hopper_shortfall
 from toprovar_compiler.launches import BlockCall
-from toprovar_compiler.passes.base import GraphPass
 from toprovar_compiler.passes.drop_assertions import DropAssertions
 from toprovar_compiler.passes.flops import KEPT, pruned_flops
-from toprovar_compiler.passes.fuse_entropy import FuseEntropy
 from toprovar_compiler.passes.graph_tools import clone, outputs, placeholders, value_of
-from toprovar_compiler.passes.insert_gate import InsertGate
 from toprovar_compiler.passes.manager import PassManager
 from toprovar_compiler.passes.match_attention import MARK, MatchAttention
-from toprovar_compiler.passes.prune_tokens import PrunedKeys, PruneTokens
+from toprovar_compiler.passes.prune_tokens import PrunedKeys
 from toprovar_compiler.passes.token_axis import TokenStream, find_source, find_token_stream
 from toprovar_compiler.policies.base import Dense, Outcome, Prune, Step
+from toprovar_compiler.rewritten_graphs import PLAIN, WITH_ENTROPY, Recipe, RewrittenGraphs
 from toprovar_compiler.session import Session
 from toprovar_compiler.shared_variants import BoundVariant, SharedVariants
 from toprovar_compiler.variants import Compiled
-
-
-class Recipe(NamedTuple):
-    """Which passes make a variant: pruned keys (None: dense), whether entropy maps are returned, and the rows
-    that share an index where the graph chooses it itself (None: it is given)."""
-
-    pruned_keys: PrunedKeys | None
-    maps: bool
-    gated_rows: int | None = None
-
-    @property
-    def name(self) -> str:
-        """Of the variant's dumps."""
-        parts = ["dense" if self.pruned_keys is None else f"pruned-keys-{self.pruned_keys}"]
-        parts += ["entropy"] * self.maps
-        if self.gated_rows is not None:
-            parts.append(f"gate-of-{self.gated_rows}-rows")
-        return "-".join(parts)
-
-    def passes(self) -> tuple[GraphPass, ...]:
-        passes: list[GraphPass] = []
-        if self.pruned_keys is not None:
-            passes.append(PruneTokens(self.pruned_keys))
-        # The gate returns its index last, behind the entropy maps: fuse before the gate goes in.
-        if self.maps:
-            passes.append(FuseEntropy())
-        if self.gated_rows is not None:
-            passes.append(InsertGate(self.gated_rows))
-        return tuple(passes)
-
-
-_PLAIN = Recipe(None, maps=False)
-_WITH_ENTROPY = Recipe(None, maps=True)
 
 
 class SessionOwner(Protocol):
@@ -108,6 +73,8 @@ class GraphRuntime:
         self._attention, self.maps = attention, len(attention)
         self.stream, self.unsupported = _token_stream(self.typed)
         self._sizes = SizeReader(self.typed.graph, inputs, attention[0])
+        self._graphs = RewrittenGraphs(captured, self.typed)
+        owner.variants.graphs.add(self._graphs)
         self._variants: dict[tuple[Recipe, bool], list[BoundVariant]] = {}
         self._pruned_flops: dict[PrunedKeys, Callable[..., Any]] = {}
         # A generation asks for the same few answers at every call.
@@ -143,7 +110,7 @@ class GraphRuntime:
         step: Step,
         decision: Dense,
     ) -> tuple[Sequence[Any], Outcome]:
-        recipe = _WITH_ENTROPY if decision.entropy and self.unsupported is None else _PLAIN
+        recipe = WITH_ENTROPY if decision.entropy and self.unsupported is None else PLAIN
         results = self._run_variant(session, recipe, key, arguments, step)
         return results, self._outcome(results, len(results), None, arguments, sizes.keys)
 
@@ -176,8 +143,9 @@ class GraphRuntime:
             for reason in self._slower_kernels:
                 # strict=True refuses where pruning could not be done; here all is done, only slower.
                 session.note(reason)
-        if recipe == _WITH_ENTROPY and session.policy.learning:
-            run = self._interpreted
+        if recipe.pruned_keys is None and session.policy.learning:
+            # To compile takes longer than the one generation; the next one knows which graphs are alike.
+            run = self._graphs.interpreted(recipe)
         else:
             run = self._variant(session, recipe, sizes, given, recorded=False)
         recorded = functools.partial(self._variant, session, recipe, sizes, given, recorded=True)
@@ -197,23 +165,13 @@ class GraphRuntime:
         for variant in compiled:
             if variant.accepts(sizes, given):
                 return variant.run
-        pattern = self.captured if recipe == _PLAIN else self.typed
-        graph = clone(pattern)
-        PassManager(recipe.passes(), recipe.name)(graph)
         settings = self.owner.settings if recorded else without_cuda_graphs(self.owner.settings)
-        variant, new = self.owner.variants.bind(graph, pattern.graph, given, sizes, settings)
+        variant, new = self.owner.variants.bind(self._graphs, recipe, given, sizes, settings)
         compiled.append(variant)
         if new and not recorded:
             # Recorded, it is no other graph; it is compiled again as soon as it proves to be needed.
             session.graph_compiled()
         return variant.run
-
-    @functools.cached_property
-    def _interpreted(self) -> Compiled:
-        """Dense with entropy, operator by operator: to compile it takes longer than the one generation."""
-        graph = clone(self.typed)
-        PassManager(_WITH_ENTROPY.passes(), _WITH_ENTROPY.name)(graph)
-        return cast(Compiled, graph.forward)
 
     @functools.cached_property
     def _slower_kernels(self) -> set[str]:

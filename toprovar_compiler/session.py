@@ -178,7 +178,7 @@ class Session:
         self.counters.fall_back(reason)
 
     def graph_compiled(self) -> None:
-        """A graph was compiled; after the first whole generation that counts as a recompile."""
+        """A graph was compiled; after a whole generation, but one to learn from, that is a recompile."""
         self.counters.graphs += 1
         self.counters.recompiles += self._completed > 0
 
@@ -225,7 +225,7 @@ class Session:
             return
         current.finished = True
         self._end_scale(current)
-        self._completed += 1
+        self._completed += not self.policy.learning
         scales = current.scale + 1
         if current.exited and self.schedule is not None:
             scales = len(self.schedule)

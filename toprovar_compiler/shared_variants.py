@@ -1,7 +1,8 @@
 """Compiled variants, shared by all graphs that differ in a few numbers only.
 
-A block that knows its scale as a number of Python is traced for each scale; compiled it is twice: as it came
-first, and, when a second one comes, with what differs as an input.
+A block that knows its scale as a number of Python is traced for each scale. Compiled it is once, with the
+numbers as inputs in which the graphs differ that are traced by then, and again where a later one differs in
+others.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 from torch import fx
 from torch._C._dynamo.guards import GlobalStateGuard
@@ -17,6 +19,7 @@ from torch._C._dynamo.guards import GlobalStateGuard
 from toprovar_compiler.passes.graph_tools import clone
 from toprovar_compiler.passes.lift_numbers import Groups, LiftNumbers, form, numbers
 from toprovar_compiler.passes.manager import PassManager
+from toprovar_compiler.rewritten_graphs import Recipe, RewrittenGraphs
 from toprovar_compiler.static_inputs import marks
 from toprovar_compiler.variants import Compiled, Variant, compile_variant
 
@@ -50,36 +53,47 @@ class SharedVariants:
     """All variants of a model's blocks."""
 
     def __init__(self) -> None:
+        self.graphs: WeakSet[RewrittenGraphs] = WeakSet()
+        """Of all blocks that Dynamo has traced so far."""
         self._kinds: dict[Hashable, list[_Known]] = defaultdict(list)
 
     def bind(
         self,
-        gm: fx.GraphModule,
-        pattern: fx.Graph,
+        graphs: RewrittenGraphs,
+        recipe: Recipe,
         arguments: Sequence[Any],
         sizes: tuple[int, ...],
         settings: Mapping[str, Any],
     ) -> tuple[BoundVariant, bool]:
-        """A variant of ``gm`` for these arguments, and whether it was compiled for that.
+        """A variant for these arguments, and whether it was compiled for that.
 
         Args:
-            gm, pattern, arguments, settings: see :func:`~toprovar_compiler.variants.compile_variant`.
+            graphs, recipe: make the variant's graph.
+            arguments, settings: see :func:`~toprovar_compiler.variants.compile_variant`.
             sizes: of the arguments, all that differ between calls.
         """
-        own = numbers(gm.graph)
-        known = self._kinds[form(gm), marks(gm.graph), tuple(sorted(settings.items()))]
+        gm = graphs.take(recipe)
+        own, kind = numbers(gm.graph), (form(gm), marks(gm.graph), tuple(sorted(settings.items())))
+        known = self._kinds[kind]
         for each in known:
             lifted = each.lifted(own)
             if lifted is not None and each.state.check():
                 bound = _bound(each.variant, lifted)
                 if bound.accepts(sizes, arguments):
                     return bound, False
-        made = _compile(gm, pattern, arguments, settings, _groups(own, [each.numbers for each in known]))
+        others = [each.numbers for each in known] + self._numbers_of_alike(graphs, recipe, kind[0])
+        made = _compile(gm, graphs.pattern(recipe).graph, arguments, settings, _groups(own, others))
         known.append(made)
         lifted = made.lifted(own)
         assert lifted is not None, "a variant is for the graph that it was compiled of"
         made.variant.accepted.add((*sizes, *lifted))
         return _bound(made.variant, lifted), True
+
+    def _numbers_of_alike(self, graphs: RewrittenGraphs, recipe: Recipe, kind: Hashable) -> list[Numbers]:
+        """Of the graphs of this form that the same recipe makes of other traced ones, now or later."""
+        alike = (each for each in self.graphs if each is not graphs and each.form == graphs.form)
+        made = (each.show(recipe) for each in alike)
+        return [numbers(gm.graph) for gm in made if form(gm) == kind]
 
 
 @dataclass

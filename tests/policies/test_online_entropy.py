@@ -160,6 +160,8 @@ def test_a_model_prunes_from_its_second_generation_on(under: Any, labels: Tensor
     assert learned["tokens_computed"] == learned["tokens_total"]
     assert [count for reason, count in learned["fallbacks"].items() if "ran in full" in reason] == [1]
     compiled.autoregressive_infer_cfg(labels)
+    counts = toprovar_compiler.summary(compiled).to_dict()
+    assert (learned["graphs"], counts["graphs"] > 0, counts["recompiles"]) == (0, True, 0)
     kept = toprovar_compiler.kept_tokens(compiled)
     assert {scale: int(share[0].sum()) for scale, share in kept.items()} == {2: 4, 3: 8, 4: 18}
 

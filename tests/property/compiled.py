@@ -18,11 +18,12 @@ from toprovar_compiler.capture import capture
 from toprovar_compiler.errors import UnsupportedGraphError
 from toprovar_compiler.passes.drop_assertions import DropAssertions
 from toprovar_compiler.passes.fuse_entropy import FuseEntropy
-from toprovar_compiler.passes.graph_tools import clone, outputs, placeholders, value_of
+from toprovar_compiler.passes.graph_tools import outputs, placeholders, value_of
 from toprovar_compiler.passes.insert_gate import InsertGate
 from toprovar_compiler.passes.match_attention import MatchAttention
 from toprovar_compiler.passes.prune_tokens import PrunedKeys, PruneTokens
 from toprovar_compiler.passes.token_axis import find_token_stream
+from toprovar_compiler.rewritten_graphs import PLAIN, RewrittenGraphs
 from toprovar_compiler.shared_variants import SharedVariants
 from toprovar_compiler.variants import Compiled, Variant, compile_here, compile_variant
 
@@ -116,7 +117,7 @@ class Route:
 
 def _dense(variants: SharedVariants, captured: fx.GraphModule, *arguments: Any) -> Any:
     sizes = tuple(value for value in arguments if isinstance(value, int))
-    bound, _ = variants.bind(clone(captured), captured.graph, arguments, sizes, {})
+    bound, _ = variants.bind(RewrittenGraphs(captured, captured), PLAIN, arguments, sizes, {})
     return bound.run(*arguments)
 
 

@@ -15,6 +15,7 @@ from tests.passes.graphs import rewritten
 from toprovar_compiler import variants
 from toprovar_compiler.passes.graph_tools import aten
 from toprovar_compiler.passes.lift_numbers import LiftNumbers, form, numbers
+from toprovar_compiler.rewritten_graphs import PLAIN, RewrittenGraphs
 from toprovar_compiler.shared_variants import SharedVariants
 
 ROWS = 16
@@ -57,10 +58,24 @@ def test_each_graph_computes_its_own(parts: list[tuple[str, int]], scales: list[
     with mock.patch.object(variants, "compile_fx", lambda gm, inputs, config_patches: gm.forward):
         for begins in scales:
             gm = _graph(parts, begins)
-            bound, new = shared.bind(gm, gm.graph, [TABLE], (), {})
+            bound, new = shared.bind(RewrittenGraphs(gm, gm), PLAIN, [TABLE], (), {})
             made += new
             assert torch.equal(bound.run(TABLE)[0], _wanted(parts, begins))
     assert made <= len({numbers(_graph(parts, begins).graph) for begins in scales})
+
+
+@given(PARTS, st.lists(BEGINS, min_size=1, max_size=6))
+def test_graphs_that_are_known_beforehand_are_compiled_once(
+    parts: list[tuple[str, int]], scales: list[list[int]]
+) -> None:
+    shared = SharedVariants()
+    known = [RewrittenGraphs(gm, gm) for gm in (_graph(parts, begins) for begins in scales)]
+    shared.graphs.update(known)
+    with mock.patch.object(variants, "compile_fx", lambda gm, inputs, config_patches: gm.forward):
+        bound = [shared.bind(graphs, PLAIN, [TABLE], (), {}) for graphs in known]
+    assert [new for _, new in bound] == [True, *[False] * (len(scales) - 1)]
+    for begins, (variant, _) in zip(scales, bound, strict=True):
+        assert torch.equal(variant.run(TABLE)[0], _wanted(parts, begins))
 
 
 @given(PARTS, BEGINS, BEGINS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.passes.graphs import capture_program
 from tests.toy_generators import TextVAR
 from toprovar_compiler import variants
 from toprovar_compiler.passes.lift_numbers import numbers
+from toprovar_compiler.rewritten_graphs import PLAIN, RewrittenGraphs
 from toprovar_compiler.shared_variants import SharedVariants
 
 INPUTS = {"x": torch.arange(6.0).view(1, 3, 2), "table": torch.arange(80.0).view(40, 2)}
@@ -46,10 +48,14 @@ def _graph(begin: int, row: int = 5) -> fx.GraphModule:
     return capture_program(program, INPUTS, {"x": (1,)})
 
 
+def _other_graph() -> fx.GraphModule:
+    return capture_program(lambda given: given["x"] + given["table"][5], INPUTS, {"x": (1,)})
+
+
 def _compiles(shared: SharedVariants, begin: int, row: int = 5) -> bool:
     """Whether a variant has to be compiled for that graph; whichever it gets computes what the graph does."""
     gm, given = _graph(begin, row), list(INPUTS.values())
-    bound, made = shared.bind(gm, gm.graph, given, (INPUTS["x"].shape[1],), {})
+    bound, made = shared.bind(RewrittenGraphs(gm, gm), PLAIN, given, (INPUTS["x"].shape[1],), {})
     with torch.no_grad():
         (expected,), (actual,) = gm(*given), bound.run(*given)
     assert torch.equal(actual, expected)
@@ -60,6 +66,27 @@ def test_the_first_is_compiled_as_it_is_and_the_second_for_all(compiled: list[tu
     shared = SharedVariants()
     assert [_compiles(shared, begin) for begin in (4, 9, 16, 0, 1, 4)] == [True, True, *[False] * 4]
     assert compiled == [(4, 4, 5), (5,)]
+
+
+def test_what_was_traced_before_is_compiled_for_at_once(compiled: list[tuple[int, ...]]) -> None:
+    shared = SharedVariants()
+    # The last one is no graph of the kind: one row is read, and no slice.
+    traced = [RewrittenGraphs(gm, gm) for gm in (_graph(4), _graph(9), _graph(16), _other_graph())]
+    shared.graphs.update(traced)
+    given, size = list(INPUTS.values()), (INPUTS["x"].shape[1],)
+    assert [shared.bind(graphs, PLAIN, given, size, {})[1] for graphs in traced[:3]] == [True, False, False]
+    assert not _compiles(shared, 25)
+    assert compiled == [(5,)]
+
+
+def test_a_graph_that_is_gone_is_not_compiled_for(compiled: list[tuple[int, ...]]) -> None:
+    shared = SharedVariants()
+    gone = RewrittenGraphs(_graph(9), _graph(9))
+    shared.graphs.add(gone)
+    del gone
+    gc.collect()
+    assert _compiles(shared, 4)
+    assert compiled == [(4, 4, 5)]
 
 
 def test_another_number_differs_later(compiled: list[tuple[int, ...]]) -> None:
@@ -92,7 +119,7 @@ def test_another_precision_is_another_variant(compiled: list[tuple[int, ...]]) -
 
 def test_other_settings_are_another_variant(compiled: list[tuple[int, ...]]) -> None:
     shared, gm = SharedVariants(), _graph(4)
-    given = (gm, gm.graph, list(INPUTS.values()), (3,))
+    given = (RewrittenGraphs(gm, gm), PLAIN, list(INPUTS.values()), (3,))
     assert [shared.bind(*given, {"max_autotune": tuned})[1] for tuned in (True, False, True)] == [
         True,
         True,
