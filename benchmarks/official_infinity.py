@@ -2,18 +2,20 @@
 
     git clone https://github.com/FoundationVision/Infinity && git -C Infinity checkout 4c27bbb
     pip install timm einops imageio pytz torchvision
-    python -m benchmarks.official_infinity --code Infinity [--model 2b] [--rounds 7] [--out DIR]
+    python -m benchmarks.official_infinity --code Infinity [--model 2b] [--words 20] [--rounds 7] [--out DIR]
 
 The model is built with the arguments of its ``tools/run_infinity.py`` and ``scripts/infer.sh``, and paints as
 there: one picture of 1024 x 1024 over 13 scales, bits and decoder included, under autocast in bfloat16. Text
-features are random, as T5 would give them for 20 tokens. The one line that docs/models.md asks for lets the
+features are random, as T5 would give them for 20 tokens, or, with several ``--words``, for so many in turns,
+the warm-up with the first number. The one line that docs/models.md asks for lets the
 model hold its tokenizer. Times do not depend on what is painted. Variants, "wall" and "busy" are those of
 ``benchmarks.variant_timing``. Without ``flash_attn``, PyTorch's build of its kernels is called
-(``benchmarks.flash_attn_operator``). Writes official-infinity-MODEL-PIXELS.json.
+(``benchmarks.flash_attn_operator``). Writes official-infinity-MODEL-PIXELS.json, or -lengths.json.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -45,7 +47,8 @@ _CONSTRUCTED: Mapping[str, Any] = {
     "mlp_ratio": 4,
 }
 _BITS, _GUIDANCE, _TEMPERATURE, _TOP_K, _TOP_P = 32, 4.0, 0.5, 900, 0.97
-_WORDS = 20
+_WORDS = (20,)
+_MOST_WORDS = 512
 _STD = 0.02
 
 
@@ -87,12 +90,21 @@ def schedule(pixels: str) -> list[tuple[int, int, int]]:
     return [(1, rows, columns) for _, rows, columns in dynamic_resolution_h_w[1.0][pixels]["scales"]]
 
 
-def text_features(channels: int, device: str, seed: int = 0) -> tuple[Tensor, list[int], Tensor, int]:
-    """What ``encode_prompt`` of the official script gives for a prompt, at random."""
+def text_features(
+    channels: int, words: int, device: str, seed: int = 0
+) -> tuple[Tensor, list[int], Tensor, int]:
+    """What ``encode_prompt`` of the official script gives for a prompt of so many words, at random."""
     generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(_WORDS, channels, generator=generator).to(device)
-    begins = torch.tensor([0, _WORDS], dtype=torch.int32, device=device)
-    return features, [_WORDS], begins, _WORDS
+    features = torch.randn(words, channels, generator=generator).to(device)
+    begins = torch.tensor([0, words], dtype=torch.int32, device=device)
+    return features, [words], begins, words
+
+
+def word_count(text: str) -> int:
+    """Of a prompt, as a command line has it."""
+    if not text.isdecimal() or not 0 < int(text) <= _MOST_WORDS:
+        raise argparse.ArgumentTypeError(f"requires a number of words from 1 to {_MOST_WORDS}, got {text!r}")
+    return int(text)
 
 
 def generate(
@@ -130,27 +142,32 @@ def main() -> None:
     parser.add_argument("--code", type=Path, required=True, help="a checkout of the official repository")
     parser.add_argument("--model", choices=sorted(MODELS), default="2b")
     parser.add_argument("--pixels", choices=("0.06M", "0.25M", "1M"), default="1M")
+    parser.add_argument(
+        "--words", nargs="+", type=word_count, default=_WORDS, help="of the prompts, in turns"
+    )
     arguments = parser.parse_args()
     need_gpu(parser)
     shape = MODELS[arguments.model]
     model = build(arguments.code, shape, arguments.pixels, "cuda")
-    scales, text = schedule(arguments.pixels), text_features(_CONSTRUCTED["text_channels"], "cuda")
+    scales, channels = schedule(arguments.pixels), _CONSTRUCTED["text_channels"]
+    lengths = "-lengths" if len(arguments.words) > 1 else ""
+    texts = [text_features(channels, words, "cuda") for words in arguments.words]
     results = measure(
         model,
         select(parser, arguments.only, variants(len(scales))),
         arguments.rounds,
-        lambda made, seed: generate(made, seed, scales, text),
+        lambda made, seed: generate(made, seed, scales, texts[seed % len(texts)]),
         blocks,
     )
     write(
-        arguments.out / f"official-infinity-{arguments.model}-{arguments.pixels}.json",
+        arguments.out / f"official-infinity-{arguments.model}-{arguments.pixels}{lengths}.json",
         results,
         official_commit=official_code.commit(arguments.code),
         flash_attn=flash_attn_operator.provide(),
         shape={
             **shape,
             "scales": scales,
-            "words": _WORDS,
+            "words": list(arguments.words),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         },
     )

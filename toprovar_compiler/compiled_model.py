@@ -16,6 +16,7 @@ from toprovar_compiler.conditional_rows import ConditionalRows
 from toprovar_compiler.errors import OptionError
 from toprovar_compiler.numpy_sums import plain_sums
 from toprovar_compiler.options import Mode, Options
+from toprovar_compiler.packed_prompts import PackedPrompts
 from toprovar_compiler.registry import REGISTRY
 from toprovar_compiler.residual_codes import watch_codes
 from toprovar_compiler.scale_exit import let_exit
@@ -38,8 +39,10 @@ class BlockCompiler:
         self.blocks = find_blocks(model, path)
         self.schedule = stated_schedule(model)
         self.backend = Backend(None, mode, self.blocks)
-        with_plain_sums = plain_sums(self.blocks)
-        self._calls = [with_plain_sums(_compiled(block, self.backend)) for block in self.blocks]
+        with_plain_sums, prompts = plain_sums(self.blocks), PackedPrompts(self.blocks, self.backend)
+        self._calls = [
+            prompts.padded(block, with_plain_sums(_compiled(block, self.backend))) for block in self.blocks
+        ]
         self._rows = ConditionalRows(self.blocks, self.backend)
 
     @contextlib.contextmanager

@@ -13,8 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree
 from torch.utils.hooks import RemovableHandle
 
@@ -22,6 +21,7 @@ from toprovar_compiler.batch_rows import Argument, Halves, has_rows, of_tensors,
 from toprovar_compiler.block_caches import Attribute, cached, halve_caches, held, holders, put_back
 from toprovar_compiler.errors import UnsupportedGraphError
 from toprovar_compiler.generation import Generation
+from toprovar_compiler.same_results import are_alike, coarseness
 from toprovar_compiler.session import Session
 
 _BRANCHES = 2  # conditional and unconditional
@@ -258,23 +258,16 @@ def _misfit(
         return f"raises {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     finally:
         put_back(attributes)
-    wanted, got = _pytree.tree_leaves(full), _pytree.tree_leaves(half)
-    alike = len(wanted) == len(got) and all(_is_half(a, b, rows) for a, b in zip(wanted, got, strict=True))
+    wanted, got, coarse = _pytree.tree_leaves(full), _pytree.tree_leaves(half), coarseness(block)
+    alike = len(wanted) == len(got) and all(
+        _is_half(a, b, rows, coarse) for a, b in zip(wanted, got, strict=True)
+    )
     return None if alike else "gives other results"
 
 
-def _is_half(full: Any, half: Any, rows: int) -> bool:
-    """Whether ``half`` is the first half of the rows of ``full``, or the same where there are no rows.
-
-    Equal but for the rounding of sums in another order: half of the digits.
-    """
-    if not isinstance(full, Tensor) or not isinstance(half, Tensor):
-        return bool(full == half)
+def _is_half(full: Any, half: Any, rows: int, coarse: float) -> bool:
+    """Whether ``half`` is the first half of the rows of ``full``, or the same where there are no rows."""
     is_of_rows = has_rows(full, rows)
-    wanted = full[: rows // 2] if is_of_rows else full
-    if is_of_rows != has_rows(half, rows // 2) or wanted.shape != half.shape or wanted.dtype != half.dtype:
+    if is_of_rows != has_rows(half, rows // 2):
         return False
-    if not wanted.is_floating_point() or not wanted.numel():
-        return torch.equal(wanted, half)
-    largest = wanted.abs().max()
-    return bool((wanted - half).abs().max() <= torch.finfo(wanted.dtype).eps ** 0.5 * largest)
+    return are_alike(full[: rows // 2] if is_of_rows else full, half, coarse)
