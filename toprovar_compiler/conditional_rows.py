@@ -21,7 +21,7 @@ from toprovar_compiler.batch_rows import Argument, Halves, has_rows, of_tensors,
 from toprovar_compiler.block_caches import Attribute, cached, halve_caches, held, holders, put_back
 from toprovar_compiler.errors import UnsupportedGraphError
 from toprovar_compiler.generation import Generation
-from toprovar_compiler.same_results import are_alike, coarseness
+from toprovar_compiler.same_results import are_alike, coarsest_eps
 from toprovar_compiler.session import Session
 
 _BRANCHES = 2  # conditional and unconditional
@@ -258,16 +258,16 @@ def _misfit(
         return f"raises {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     finally:
         put_back(attributes)
-    wanted, got, coarse = _pytree.tree_leaves(full), _pytree.tree_leaves(half), coarseness(block)
+    wanted, got, eps = _pytree.tree_leaves(full), _pytree.tree_leaves(half), coarsest_eps(block)
     alike = len(wanted) == len(got) and all(
-        _is_half(a, b, rows, coarse) for a, b in zip(wanted, got, strict=True)
+        _is_half(a, b, rows, eps) for a, b in zip(wanted, got, strict=True)
     )
     return None if alike else "gives other results"
 
 
-def _is_half(full: Any, half: Any, rows: int, coarse: float) -> bool:
+def _is_half(full: Any, half: Any, rows: int, eps: float) -> bool:
     """Whether ``half`` is the first half of the rows of ``full``, or the same where there are no rows."""
     is_of_rows = has_rows(full, rows)
     if is_of_rows != has_rows(half, rows // 2):
         return False
-    return are_alike(full[: rows // 2] if is_of_rows else full, half, coarse)
+    return are_alike(full[: rows // 2] if is_of_rows else full, half, eps)

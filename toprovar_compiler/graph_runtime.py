@@ -143,7 +143,7 @@ class GraphRuntime:
             for reason in self._slower_kernels:
                 # strict=True refuses where pruning could not be done; here all is done, only slower.
                 session.note(reason)
-        if recipe.pruned_keys is None and session.policy.learning:
+        if recipe.pruned_keys is None and session.runs_uncompiled:
             # To compile takes longer than the one generation; the next one knows which graphs are alike.
             run = self._graphs.interpreted(recipe)
         else:

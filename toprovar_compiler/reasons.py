@@ -1,4 +1,4 @@
-"""Why scales, or unconditional rows, were run that a policy leaves out."""
+"""What a session says of that which a policy leaves out and the model does not."""
 
 from __future__ import annotations
 
@@ -13,4 +13,8 @@ NOT_SEEN_BEFORE = (
 NOT_AS_STATED = "guidance did not end at a scale that has other tokens than the stated schedule"
 RAN_ALL_THE_SAME = (
     "what the policy leaves out was run: the model does not loop over the schedule that it states"
+)
+CODES_NOT_FOUND = (
+    "residual codes were not found: pruned tokens bypass the scale, codes are not zeroed (if the tokenizer "
+    "is no part of the model, let it hold it: model.tokenizer = (tokenizer,))"
 )

@@ -62,11 +62,11 @@ class Registry:
 
     def reset(self) -> None:
         """Set every count to zero; compiled models stay compiled."""
-        for session in self._sessions:
-            session.drop_complaints()
         for counters in self._counters:
             counters.clear()
         self._counters = [session.counters for session in self._sessions]
+        for session in self._sessions:
+            session.drop_complaints()
 
 
 REGISTRY = Registry()

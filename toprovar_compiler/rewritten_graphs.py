@@ -8,11 +8,12 @@ from typing import NamedTuple, cast
 
 from torch import fx
 
+from toprovar_compiler.errors import UnsupportedGraphError
 from toprovar_compiler.passes.base import GraphPass
 from toprovar_compiler.passes.fuse_entropy import FuseEntropy
 from toprovar_compiler.passes.graph_tools import clone
 from toprovar_compiler.passes.insert_gate import InsertGate
-from toprovar_compiler.passes.lift_numbers import form
+from toprovar_compiler.passes.lift_numbers import form, numbers
 from toprovar_compiler.passes.manager import PassManager
 from toprovar_compiler.passes.prune_tokens import PrunedKeys, PruneTokens
 from toprovar_compiler.variants import Compiled
@@ -51,6 +52,13 @@ PLAIN = Recipe(None, maps=False)
 WITH_ENTROPY = Recipe(None, maps=True)
 
 
+class Description(NamedTuple):
+    """All that tells a graph from others; see :mod:`toprovar_compiler.passes.lift_numbers`."""
+
+    form: Hashable
+    numbers: tuple[int, ...]
+
+
 class RewrittenGraphs:
     """Makes the variants of one captured graph; neither it nor its typed form is changed.
 
@@ -61,7 +69,7 @@ class RewrittenGraphs:
 
     def __init__(self, captured: fx.GraphModule, typed: fx.GraphModule) -> None:
         self._captured, self._typed = captured, typed
-        self._kept: dict[Recipe, fx.GraphModule] = {}
+        self._described: dict[Recipe, Description | None] = {}
         self._interpreted: dict[Recipe, Compiled] = {}
 
     @functools.cached_property
@@ -73,24 +81,31 @@ class RewrittenGraphs:
         """What a variant is made of."""
         return self._captured if recipe == PLAIN else self._typed
 
-    def take(self, recipe: Recipe) -> fx.GraphModule:
-        """A variant that is the caller's to change."""
-        kept = self._kept.pop(recipe, None)
-        return self._make(recipe) if kept is None else kept
+    def make(self, recipe: Recipe) -> fx.GraphModule:
+        """A variant, the caller's to change.
 
-    def show(self, recipe: Recipe) -> fx.GraphModule:
-        """A variant to look at; it is kept until it is taken."""
-        if recipe not in self._kept:
-            self._kept[recipe] = self._make(recipe)
-        return self._kept[recipe]
+        Raises:
+            UnsupportedGraphError: the graph cannot be rewritten so.
+        """
+        graph = clone(self.pattern(recipe))
+        PassManager(recipe.passes(), recipe.name)(graph)
+        return graph
+
+    def described(self, recipe: Recipe) -> Description | None:
+        """Of a variant that is not made for itself; None where it cannot be made."""
+        if recipe not in self._described:
+            graph = clone(self.pattern(recipe))
+            try:
+                # Not by a PassManager: what is not compiled is not dumped.
+                for each in recipe.passes():
+                    each(graph)
+                self._described[recipe] = Description(form(graph), numbers(graph.graph))
+            except UnsupportedGraphError:
+                self._described[recipe] = None
+        return self._described[recipe]
 
     def interpreted(self, recipe: Recipe) -> Compiled:
         """A variant that runs operator by operator."""
         if recipe not in self._interpreted:
-            self._interpreted[recipe] = cast(Compiled, self._make(recipe).forward)
+            self._interpreted[recipe] = cast(Compiled, self.make(recipe).forward)
         return self._interpreted[recipe]
-
-    def _make(self, recipe: Recipe) -> fx.GraphModule:
-        graph = clone(self.pattern(recipe))
-        PassManager(recipe.passes(), recipe.name)(graph)
-        return graph

@@ -39,7 +39,7 @@ class Session:
         """Whether the model's loop asks :meth:`exits_before`."""
         self.started = 0.0
         self._warned = False
-        self._completed = 0
+        self._started = self._completed = 0
 
     def enter(self, layer_key: int, tokens: int, keys: int, rows: int) -> Step:
         """A block is called with ``tokens`` queries over ``keys`` keys; says which step that is."""
@@ -71,10 +71,7 @@ class Session:
                 self.fall_back(unsupported)
                 return Dense()
             if self.policy.exits_scales and self.generation is not None and not self.generation.sees_codes:
-                self.fall_back(
-                    "residual codes were not found: pruned tokens bypass the scale, codes are not zeroed (if "
-                    "the tokenizer is no part of the model, let it hold it: model.tokenizer = (tokenizer,))"
-                )
+                self.fall_back(reasons.CODES_NOT_FOUND)
             return decision
         if decision.fallback is not None:
             # A graph that cannot be pruned gives no entropy either: its own reason is the root of it.
@@ -177,8 +174,13 @@ class Session:
             warnings.warn(f"toprovar: {reason} (see toprovar_compiler.summary())", stacklevel=2)
         self.counters.fall_back(reason)
 
+    @property
+    def runs_uncompiled(self) -> bool:
+        """Whether the first generation runs and is learned from."""
+        return self._started == 1 and self.policy.learning
+
     def graph_compiled(self) -> None:
-        """A graph was compiled; after a whole generation, but one to learn from, that is a recompile."""
+        """A graph was compiled; after a whole generation that ran compiled, that is a recompile."""
         self.counters.graphs += 1
         self.counters.recompiles += self._completed > 0
 
@@ -208,13 +210,12 @@ class Session:
             return
         for reason in self._all_complaints(current):
             self.note(reason)
-        if self.schedule is None or current.scale + 1 != len(self.schedule):
-            return
-        if len(current.layers_done) == len(current.layers) and current.exit_mask is None:
+        whole = self.schedule is not None and current.scale + 1 == len(self.schedule)
+        if whole and len(current.layers_done) == len(current.layers) and current.exit_mask is None:
             self.finish()
 
     def drop_complaints(self) -> None:
-        """Reasons of what ran so far that are not counted yet never will be."""
+        """What policy and launcher know of what ran so far, and is not counted yet, never will be."""
         if self.generation is not None:
             self._all_complaints(self.generation)
 
@@ -225,7 +226,7 @@ class Session:
             return
         current.finished = True
         self._end_scale(current)
-        self._completed += not self.policy.learning
+        self._completed += not self.runs_uncompiled
         scales = current.scale + 1
         if current.exited and self.schedule is not None:
             scales = len(self.schedule)
@@ -251,6 +252,7 @@ class Session:
         earlier = () if current is None else current.tokens_of_scales()
         self.generation = Generation(self.options.guidance_rows, earlier)
         self.counters.generations += 1
+        self._started += 1
         self.started = time.monotonic()
         if self.policy.may_exit and not self.can_exit:
             self.fall_back(reasons.CANNOT_EXIT)
@@ -291,8 +293,8 @@ class Session:
         if total.tokens_computed < total.tokens_total or self.policy.learning:
             return
         self._warned = True
-        reasons = "; ".join(self.counters.fallbacks) or "no scale was due for pruning, or keep_ratio is 1"
-        message = f"toprovar pruned nothing in a whole generation: {reasons}"
+        why = "; ".join(self.counters.fallbacks) or "no scale was due for pruning, or keep_ratio is 1"
+        message = f"toprovar pruned nothing in a whole generation: {why}"
         if self.options.strict:
             raise UnsupportedGraphError(f"strict=True, and {message}")
         warnings.warn(message, stacklevel=2)

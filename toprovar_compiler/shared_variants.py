@@ -72,7 +72,7 @@ class SharedVariants:
             arguments, settings: see :func:`~toprovar_compiler.variants.compile_variant`.
             sizes: of the arguments, all that differ between calls.
         """
-        gm = graphs.take(recipe)
+        gm = graphs.make(recipe)
         own, kind = numbers(gm.graph), (form(gm), marks(gm.graph), tuple(sorted(settings.items())))
         known = self._kinds[kind]
         for each in known:
@@ -92,8 +92,8 @@ class SharedVariants:
     def _numbers_of_alike(self, graphs: RewrittenGraphs, recipe: Recipe, kind: Hashable) -> list[Numbers]:
         """Of the graphs of this form that the same recipe makes of other traced ones, now or later."""
         alike = (each for each in self.graphs if each is not graphs and each.form == graphs.form)
-        made = (each.show(recipe) for each in alike)
-        return [numbers(gm.graph) for gm in made if form(gm) == kind]
+        made = [each.described(recipe) for each in alike]
+        return [each.numbers for each in made if each is not None and each.form == kind]
 
 
 @dataclass

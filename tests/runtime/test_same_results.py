@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from toprovar_compiler.same_results import are_alike, coarseness
+from toprovar_compiler.same_results import are_alike, coarsest_eps
 
 ROW = torch.linspace(-4.0, 4.0, 64)
 BFLOAT16 = torch.finfo(torch.bfloat16).eps
@@ -30,19 +30,39 @@ def _block(dtype: torch.dtype) -> nn.Module:
 def test_the_coarsest_of_what_is_computed_with_counts(dtype: torch.dtype, autocast: bool, eps: float) -> None:
     context: Any = torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext()
     with context:
-        assert coarseness(_block(dtype)) == eps
-    assert coarseness(nn.Identity()) == 0.0
+        assert coarsest_eps(_block(dtype)) == eps
+    assert coarsest_eps(nn.Identity()) == 0.0
 
 
-@pytest.mark.parametrize(("coarse", "share", "alike"), [(0, 1e-4, True), (0, 1e-3, False)])
+def _one_apart(share: float) -> torch.Tensor:
+    """One number is apart by a share of the largest, 4."""
+    other = ROW.clone()
+    other[20] += share * 4.0
+    return other
+
+
 @pytest.mark.parametrize("sign", [1, -1])
-def test_float32_has_half_of_its_digits(coarse: float, share: float, alike: bool, sign: int) -> None:
-    assert are_alike(ROW, ROW + sign * share * 4.0, coarse) is alike
+@pytest.mark.parametrize(("share", "alike"), [(1e-4, True), (1e-3, False)])
+def test_float32_has_half_of_its_digits(share: float, alike: bool, sign: int) -> None:
+    assert are_alike(ROW, _one_apart(sign * share), 0.0) is alike
 
 
 @pytest.mark.parametrize(("units", "alike"), [(1, True), (3, True), (5, False)])
 def test_float32_of_bfloat16_has_four_units(units: int, alike: bool) -> None:
-    assert are_alike(ROW, ROW + units * BFLOAT16 * 4.0, BFLOAT16) is alike
+    assert are_alike(ROW, _one_apart(units * BFLOAT16), BFLOAT16) is alike
+
+
+def test_one_large_number_does_not_hide_the_others() -> None:
+    row = ROW.clone()
+    row[0] = 1e3
+    assert are_alike(row, row * (1 + BFLOAT16), BFLOAT16)
+    assert not are_alike(row, row + 1.5, BFLOAT16)
+
+
+def test_formats_to_store_in_are_not_computed_in() -> None:
+    block = nn.Linear(2, 2)
+    block.weight = nn.Parameter(block.weight.to(torch.float8_e5m2), requires_grad=False)
+    assert coarsest_eps(block) == BFLOAT16
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,20 @@ def test_graphs_compiled_after_a_whole_generation_are_recompiles() -> None:
     assert (driver.session.counters.graphs, driver.session.counters.recompiles) == (3, 1)
 
 
+def test_only_the_first_of_several_generations_to_learn_from_runs_uncompiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = Driver(policy="dense")
+    monkeypatch.setattr(type(driver.session.policy), "learning", True, raising=False)
+    seen = []
+    for _ in range(3):
+        driver.generate(SCHEDULE)
+        seen.append((driver.session.runs_uncompiled, driver.session.counters.recompiles))
+        driver.session.graph_compiled()
+    assert seen == [(True, 0), (False, 0), (False, 0)]
+    assert driver.session.counters.recompiles == 1, "what is compiled after the second one"
+
+
 def test_the_first_reason_is_a_warning_and_every_one_is_counted() -> None:
     session = Driver().session
     with pytest.warns(UserWarning, match="toprovar: too odd"):

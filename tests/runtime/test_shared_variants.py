@@ -13,8 +13,9 @@ from torch import Tensor, fx
 from tests.passes.graphs import capture_program
 from tests.toy_generators import TextVAR
 from toprovar_compiler import variants
+from toprovar_compiler.errors import UnsupportedGraphError
 from toprovar_compiler.passes.lift_numbers import numbers
-from toprovar_compiler.rewritten_graphs import PLAIN, RewrittenGraphs
+from toprovar_compiler.rewritten_graphs import PLAIN, Recipe, RewrittenGraphs
 from toprovar_compiler.shared_variants import SharedVariants
 
 INPUTS = {"x": torch.arange(6.0).view(1, 3, 2), "table": torch.arange(80.0).view(40, 2)}
@@ -87,6 +88,15 @@ def test_a_graph_that_is_gone_is_not_compiled_for(compiled: list[tuple[int, ...]
     gc.collect()
     assert _compiles(shared, 4)
     assert compiled == [(4, 4, 5)]
+
+
+def test_a_graph_that_cannot_be_rewritten_so_is_none_to_compile_for() -> None:
+    """Of two graphs that differ in a number one may be prunable alone."""
+    gm, pruned = _graph(4), Recipe("absent", maps=False)
+    graphs = RewrittenGraphs(gm, gm)
+    assert graphs.described(pruned) is None
+    with pytest.raises(UnsupportedGraphError):
+        graphs.make(pruned)
 
 
 def test_another_number_differs_later(compiled: list[tuple[int, ...]]) -> None:
