@@ -12,6 +12,7 @@ is seen before its first call of a kind (:mod:`toprovar_compiler.padding_check`)
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -20,12 +21,13 @@ from torch import Tensor, nn
 
 from toprovar_compiler.footprint import Footprint
 from toprovar_compiler.generation import Generation
-from toprovar_compiler.packed_words import is_packed, most_words, pad, room_for
+from toprovar_compiler.packed_words import CONTAINERS, is_packed, most_words, pad, room_for
 from toprovar_compiler.padding_check import why_not_padded
 from toprovar_compiler.session import Session
 
 _REFUSED = "a prompt of another length needs other graphs: with words behind those of the prompts a block "
 _PLAIN = (int, float, str, type(None))
+_MOST_KINDS = 64  # a number that is a scale has fewer values
 
 Call = Callable[..., Any]
 
@@ -56,7 +58,7 @@ class PackedPrompts:
     def __init__(self, blocks: Sequence[nn.Module], owner: Owner) -> None:
         self._blocks, self.owner = list(blocks), owner
         self._padded: list[_Padded] = []
-        self._refusals: dict[Hashable, str | None] = {}
+        self._refusals: defaultdict[nn.Module, dict[Hashable, str | None]] = defaultdict(dict)
         self._told: Generation | None = None
 
     def padded(self, block: nn.Module, call: Call) -> Call:
@@ -67,11 +69,12 @@ class PackedPrompts:
                 # All blocks of a scale are given the same words, to compare by their identity. What a model
                 # does to them between its scales is not always seen.
                 self._padded.clear()
+            if {*map(type, arguments), *map(type, named.values())}.isdisjoint(CONTAINERS):
+                # Most models have no packed prompts, and pay for this at every call.
+                return call(*arguments, **named)
             places = [at for at, value in enumerate(arguments) if is_packed(value)]
             names = [name for name, value in named.items() if is_packed(value)]
-            if not places and not names:
-                return call(*arguments, **named)
-            if not self._fits(block, arguments, named):
+            if not (places or names) or not self._fits(block, arguments, named):
                 return call(*arguments, **named)
             given = list(arguments)
             for at in places:
@@ -96,11 +99,15 @@ class PackedPrompts:
         return type(value)((padded, offsets, most_words(longest)))
 
     def _fits(self, block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
-        """Whether the block leaves unread what lies behind the words; asked once for each kind of call."""
-        kind = id(block), *map(_kind, arguments), *((name, _kind(value)) for name, value in named.items())
-        if kind not in self._refusals:
-            self._refusals[kind] = why_not_padded(block, self._blocks, arguments, named)
-        refusal = self._refusals[kind]
+        """Whether the block leaves unread what lies behind the words; asked once for each kind of call.
+
+        What so many kinds have shown holds for all: a number may be another one in each call.
+        """
+        kind = *map(_kind, arguments), *((name, _kind(value)) for name, value in named.items())
+        answers = self._refusals[block]
+        if kind not in answers and len(answers) < _MOST_KINDS:
+            answers[kind] = why_not_padded(block, self._blocks, arguments, named)
+        refusal = answers[kind] if kind in answers else next(filter(None, answers.values()), None)
         if refusal is not None:
             self._tell(f"{_REFUSED}{refusal}")
         return refusal is None

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+CONTAINERS = (tuple, list)
+"""Of packed prompts."""
 _FEWEST_WORDS = 64
 _LONGEST = 512
 """What text encoders cut their prompts at, mostly. One number for nearly all prompts, because Dynamo traces
@@ -15,7 +17,7 @@ anew where it differs."""
 
 def is_packed(value: Any) -> bool:
     """Whether this looks like (words [T, C], offsets [samples + 1], longest)."""
-    if type(value) not in (tuple, list) or len(value) != 3:
+    if type(value) not in CONTAINERS or len(value) != 3:
         return False
     words, offsets, longest = value
     return (

@@ -14,13 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import toprovar_compiler
 from tests.packed_attention import attend_packed
 from tests.runtime.driver import Driver
-from tests.runtime.recorder import Recorder
-from tests.toy_bit_generator import BitTokenizer, BitVAR
-from tests.toy_generators import make
-from toprovar_compiler import backend
+from toprovar_compiler import packed_prompts
 from toprovar_compiler.packed_prompts import PackedPrompts
 from toprovar_compiler.packed_words import is_packed
 from toprovar_compiler.session import Session
@@ -145,6 +141,22 @@ def test_another_block_of_the_class_and_another_number_are_looked_at_too() -> No
     assert torch.equal(seen(x, prompt, at=1), seen.plain(x, prompt, at=1))
 
 
+@pytest.mark.filterwarnings("ignore:toprovar")
+@pytest.mark.parametrize("reads", [None, READS["mean"]])
+def test_a_number_that_is_another_each_time_is_not_looked_at_for_ever(
+    reads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+    check = packed_prompts.why_not_padded
+    monkeypatch.setattr(packed_prompts, "why_not_padded", lambda *given: tried.append(1) or check(*given))
+    seen, prompt, x = Seen(Block(reads)), _prompt((5, 3)), _x(2)
+    for number in range(100):
+        seen(x, prompt, scale=number)
+    assert len(tried) == 64
+    # It reads nothing at scale 1 alone.
+    assert [given is prompt for given in seen.given] == [reads is not None and n != 1 for n in range(100)]
+
+
 def _replace_forward(block: Any) -> None:
     forward = block.forward
     block.forward = lambda *arguments, **named: forward(*arguments, **named)
@@ -252,48 +264,3 @@ def test_words_that_a_model_writes_over_are_seen(guard: Any) -> None:
         if not words.is_inference():
             calls[1](_x(2), (words, offsets, longest))
             assert torch.equal(got[-1][: len(words)], words)
-
-
-LENGTHS = ((5, 3), (2, 9), (40, 30), (7, 7))
-
-
-def _paint(model: Any, lengths: Sequence[int]) -> Tensor:
-    words = torch.randn(sum(lengths), 32, generator=torch.Generator().manual_seed(sum(lengths)))
-    return model.paint(*model.tokenizer, words, lengths, 2.0)
-
-
-def _model() -> Any:
-    model: Any = make(BitVAR, sides=(1, 2, 3))
-    model.tokenizer = (BitTokenizer(),)
-    return model
-
-
-def test_prompts_of_other_lengths_are_not_traced_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    captures, capture = [], backend.capture
-    monkeypatch.setattr(backend, "capture", lambda gm: captures.append(gm) or capture(gm))
-    model = _model()
-    expected = [_paint(model, lengths) for lengths in LENGTHS]
-    fast = toprovar_compiler.compile(model, policy="dense", strict=True)
-    found, traced = [], []
-    for lengths in LENGTHS:
-        found.append(_paint(fast, lengths))
-        traced.append(len(captures))
-    toprovar_compiler.restore(model)
-    torch.testing.assert_close(found, expected)
-    assert traced == traced[:1] * len(LENGTHS)
-    assert toprovar_compiler.summary().to_dict()["fallbacks"] == {}
-
-
-def test_prompts_of_other_lengths_share_the_graphs_of_scales(recorder: Recorder) -> None:
-    model = _model()
-    short = [lengths for lengths in LENGTHS if sum(lengths) <= 32]
-    expected = [_paint(model, lengths) for lengths in short]
-    fast = toprovar_compiler.compile(model, mode="reduce-overhead", policy="dense", strict=True)
-    for lengths in short:
-        _paint(fast, lengths)
-    recorder.runs = 0
-    found = [_paint(fast, lengths) for lengths in short]
-    toprovar_compiler.restore(model)
-    torch.testing.assert_close(found, expected)
-    assert recorder.runs == len(model.sides) * len(short)
-    assert recorder.functions == len(model.sides)
