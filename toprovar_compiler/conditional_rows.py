@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.utils import _pytree
@@ -21,6 +21,7 @@ from toprovar_compiler.batch_rows import Argument, Halves, has_rows, of_tensors,
 from toprovar_compiler.block_caches import Attribute, cached, halve_caches, held, holders, put_back
 from toprovar_compiler.errors import UnsupportedGraphError
 from toprovar_compiler.generation import Generation
+from toprovar_compiler.owner import Owner
 from toprovar_compiler.same_results import are_alike, coarsest_eps
 from toprovar_compiler.session import Session
 
@@ -38,12 +39,6 @@ class _Fit(NamedTuple):
 
     misfit: str | None
     whole: Argument | None
-
-
-class Owner(Protocol):
-    """Has the session that is in charge, if any."""
-
-    session: Session | None
 
 
 class ConditionalRows:

@@ -14,28 +14,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from toprovar_compiler.footprint import Footprint
 from toprovar_compiler.generation import Generation
-from toprovar_compiler.packed_words import CONTAINERS, is_packed, most_words, pad, room_for
+from toprovar_compiler.owner import Owner
+from toprovar_compiler.packed_words import CONTAINERS, is_packed, of_padded, pad, room_for
 from toprovar_compiler.padding_check import why_not_padded
-from toprovar_compiler.session import Session
 
 _REFUSED = "a prompt of another length needs other graphs: with words behind those of the prompts a block "
 _PLAIN = (int, float, str, type(None))
 _MOST_KINDS = 64  # a number that is a scale has fewer values
 
 Call = Callable[..., Any]
-
-
-class Owner(Protocol):
-    """Has the session that is in charge, if any."""
-
-    session: Session | None
 
 
 class _Padded(NamedTuple):
@@ -78,25 +72,24 @@ class PackedPrompts:
                 return call(*arguments, **named)
             given = list(arguments)
             for at in places:
-                given[at] = self._pad(arguments[at])
+                given[at] = of_padded(arguments[at], self._pad(arguments[at][0]))
             for name in names:
-                named[name] = self._pad(named[name])
+                named[name] = of_padded(named[name], self._pad(named[name][0]))
             return call(*given, **named)
 
         return run
 
-    def _pad(self, value: Any) -> Any:
-        words, offsets, longest = value
+    def _pad(self, words: Tensor) -> Tensor:
         for known in self._padded:
             if known.is_of(words):
-                return type(value)((known.words, offsets, most_words(longest)))
+                return known.words
         padded = pad(words, room_for(len(words)))
         # Else Dynamo would trace all blocks anew for the second length.
         torch._dynamo.maybe_mark_dynamic(padded, 0)
         came = Footprint.of(words)
         assert came is not None, "words are a tensor"
         self._padded.append(_Padded(came, _version(words), padded))
-        return type(value)((padded, offsets, most_words(longest)))
+        return padded
 
     def _fits(self, block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
         """Whether the block leaves unread what lies behind the words; asked once for each kind of call.

@@ -40,13 +40,14 @@ def pad(words: Tensor, room: int, *, behind: float | Tensor = 0.0) -> Tensor:
     return padded
 
 
+def of_padded(value: Any, words: Tensor) -> Any:
+    """The packed prompt ``value`` with its words padded to ``words``."""
+    _, offsets, longest = value
+    return type(value)((words, offsets, max(_LONGEST, _round_up(longest))))
+
+
 def room_for(words: int) -> int:
     return max(_FEWEST_WORDS, _round_up(words))
-
-
-def most_words(longest: int) -> int:
-    """An upper bound for the longest prompt."""
-    return max(_LONGEST, _round_up(longest))
 
 
 def _round_up(number: int) -> int:

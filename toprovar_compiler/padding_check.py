@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from toprovar_compiler.packed_words import is_packed, most_words, pad, room_for
+from toprovar_compiler.packed_words import is_packed, of_padded, pad, room_for
 from toprovar_compiler.same_results import are_alike, coarsest_eps
 
 
@@ -77,9 +77,7 @@ def _large(value: Any) -> Any:
 def _padded(value: Any, behind: float | Tensor) -> Any:
     if not is_packed(value):
         return value
-    words, offsets, longest = value
-    padded = pad(words, _room(words), behind=behind)
-    return type(value)((padded, offsets, most_words(longest)))
+    return of_padded(value, pad(value[0], _room(value[0]), behind=behind))
 
 
 def _room(words: Tensor) -> int:

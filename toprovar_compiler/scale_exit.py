@@ -9,18 +9,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
+from toprovar_compiler.owner import Owner
 from toprovar_compiler.schedule import schedule_attribute
-from toprovar_compiler.session import Session
-
-
-class Owner(Protocol):
-    """Has the session that is in charge, if any."""
-
-    session: Session | None
 
 
 class _ExitingTuple(tuple[int, ...]):

@@ -39,7 +39,7 @@ class Session:
         """Whether the model's loop asks :meth:`exits_before`."""
         self.started = 0.0
         self._warned = False
-        self._started = self._completed = 0
+        self._begun = self._completed = 0
 
     def enter(self, layer_key: int, tokens: int, keys: int, rows: int) -> Step:
         """A block is called with ``tokens`` queries over ``keys`` keys; says which step that is."""
@@ -177,7 +177,7 @@ class Session:
     @property
     def runs_uncompiled(self) -> bool:
         """Whether the first generation runs and is learned from."""
-        return self._started == 1 and self.policy.learning
+        return self._begun == 1 and self.policy.learning
 
     def graph_compiled(self) -> None:
         """A graph was compiled; after a whole generation that ran compiled, that is a recompile."""
@@ -252,7 +252,7 @@ class Session:
         earlier = () if current is None else current.tokens_of_scales()
         self.generation = Generation(self.options.guidance_rows, earlier)
         self.counters.generations += 1
-        self._started += 1
+        self._begun += 1
         self.started = time.monotonic()
         if self.policy.may_exit and not self.can_exit:
             self.fall_back(reasons.CANNOT_EXIT)

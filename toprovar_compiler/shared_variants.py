@@ -73,15 +73,15 @@ class SharedVariants:
             sizes: of the arguments, all that differ between calls.
         """
         gm = graphs.make(recipe)
-        own, kind = numbers(gm.graph), (form(gm), marks(gm.graph), tuple(sorted(settings.items())))
-        known = self._kinds[kind]
+        own, own_form = numbers(gm.graph), form(gm)
+        known = self._kinds[own_form, marks(gm.graph), tuple(sorted(settings.items()))]
         for each in known:
             lifted = each.lifted(own)
             if lifted is not None and each.state.check():
                 bound = _bound(each.variant, lifted)
                 if bound.accepts(sizes, arguments):
                     return bound, False
-        others = [each.numbers for each in known] + self._numbers_of_alike(graphs, recipe, kind[0])
+        others = [each.numbers for each in known] + self._numbers_of_alike(graphs, recipe, own_form)
         made = _compile(gm, graphs.pattern(recipe).graph, arguments, settings, _groups(own, others))
         known.append(made)
         lifted = made.lifted(own)
@@ -89,11 +89,11 @@ class SharedVariants:
         made.variant.accepted.add((*sizes, *lifted))
         return _bound(made.variant, lifted), True
 
-    def _numbers_of_alike(self, graphs: RewrittenGraphs, recipe: Recipe, kind: Hashable) -> list[Numbers]:
+    def _numbers_of_alike(self, graphs: RewrittenGraphs, recipe: Recipe, own_form: Hashable) -> list[Numbers]:
         """Of the graphs of this form that the same recipe makes of other traced ones, now or later."""
         alike = (each for each in self.graphs if each is not graphs and each.form == graphs.form)
         made = [each.described(recipe) for each in alike]
-        return [each.numbers for each in made if each is not None and each.form == kind]
+        return [each.numbers for each in made if each is not None and each.form == own_form]
 
 
 @dataclass
